@@ -85,8 +85,8 @@ class ModelConfig:
 
     rope_local_theta is the base of sliding layers, which then take no scaling; None gives them the RoPE of
     full layers. layer_types has one of "full" and "sliding" per layer; a token of a sliding layer sees itself
-    and the sliding_window - 1 tokens before it. attn_scale multiplies q.k. Soft caps are c * tanh(x / c), 0 for
-    none. embed_scale multiplies embeddings (1 for most models, sqrt(hidden_size) for Gemma).
+    and the sliding_window - 1 tokens before it. attn_scale multiplies q.k. Soft caps c do c * tanh(x / c), with
+    0 for none. embed_scale multiplies embeddings (1 for most models, sqrt(hidden_size) for Gemma).
     """
 
     architecture: str

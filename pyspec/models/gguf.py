@@ -26,8 +26,8 @@ MAX_ALIGNMENT = 1 << 16
 
 # GGML's tensor types by id (- for numbers never used), so that a refusal can name the type.
 _GGML_TYPES = (
-    "F32 F16 Q4_0 Q4_1 - - Q5_0 Q5_1 Q8_0 Q8_1 Q2_K Q3_K Q4_K Q5_K Q6_K Q8_K IQ2_XXS IQ2_XS IQ3_XXS IQ1_S IQ4_NL "
-    "IQ3_S IQ2_S IQ4_XS I8 I16 I32 I64 F64 IQ1_M BF16 - - - TQ1_0 TQ2_0 - - - MXFP4 NVFP4"
+    "F32 F16 Q4_0 Q4_1 - - Q5_0 Q5_1 Q8_0 Q8_1 Q2_K Q3_K Q4_K Q5_K Q6_K Q8_K IQ2_XXS IQ2_XS IQ3_XXS "
+    "IQ1_S IQ4_NL IQ3_S IQ2_S IQ4_XS I8 I16 I32 I64 F64 IQ1_M BF16 - - - TQ1_0 TQ2_0 - - - MXFP4 NVFP4"
 )
 TYPE_NAMES = dict(enumerate(_GGML_TYPES.split()))
 # format -> (weights, bytes) per block
@@ -166,11 +166,11 @@ class GGUFFile:
 
     def _read_tensors(self, count: int) -> None:
         alignment = self.metadata.get("general.alignment", 32)
-        in_range = isinstance(alignment, int) and 8 <= alignment <= MAX_ALIGNMENT
-        ok = in_range and alignment & (alignment - 1) == 0
         rule = f"a power of two in [8, {MAX_ALIGNMENT}]"
+        ok = isinstance(alignment, int) and 8 <= alignment <= MAX_ALIGNMENT
         self._require(ok, "general.alignment", rule, alignment)
         assert isinstance(alignment, int)
+        self._require(alignment & (alignment - 1) == 0, "general.alignment", rule, alignment)
         names: set[str] = set()
         relative = [self._tensor_info(names) for _ in range(count)]
         start = -(-self._pos // alignment) * alignment

@@ -33,7 +33,7 @@ QUANT_FORMATS: dict[str, tuple[int, int]] = {
 
 @dataclass(frozen=True)
 class QuantTensor:
-    """A quantised matrix [N, K]; data is uint8 [N, K / block * block_bytes], often a view of a mapped file."""
+    """A quantised matrix [N, K]. data: uint8 [N, K / block * block_bytes], often a view of a mapped file."""
 
     format: str
     shape: tuple[int, int]
