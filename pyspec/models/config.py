@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+
+from pyspec.models.fields import is_int, require
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma3")
 
@@ -22,21 +23,13 @@ _SIZE_LIMITS = {
 }
 
 
-def require(ok: bool, argument: str, rule: str, value: object, function: str = "config") -> None:
-    """Raises ValueError in the grammar of the house unless `ok`."""
-    if not ok:
-        shown = repr(value)
-        shown = shown if len(shown) <= 200 else shown[:200] + "..."
-        raise ValueError(f"{function}: {argument} must be {rule}, got {shown}")
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _check(ok: bool, argument: str, rule: str, value: object) -> None:
+    require(ok, argument, rule, value, "config")
 
 
 def _check_float(name: str, value: object, rule: str, accept: Callable[[float], bool]) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    require(number and accept(float(value)), name, rule, value)  # type: ignore[arg-type]
+    number = isinstance(value, float) or is_int(value)
+    _check(number and accept(value), name, rule, value)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -61,7 +54,7 @@ class RopeScaling:
 
     def __post_init__(self) -> None:
         kinds = ("linear", "llama3", "yarn")
-        require(self.kind in kinds, "rope_scaling.kind", f"one of {', '.join(kinds)}", self.kind)
+        _check(self.kind in kinds, "rope_scaling.kind", f"one of {', '.join(kinds)}", self.kind)
         for field in fields(self):
             if field.type == "float":
                 value = getattr(self, field.name)
@@ -70,11 +63,11 @@ class RopeScaling:
         lowest = 0 if self.kind == "linear" else 1
         position = self.original_max_position
         rule = f"an integer in [{lowest}, {limit}]"
-        ok = _is_int(position) and lowest <= position <= limit
-        require(ok, "rope_scaling.original_max_position", rule, position)
+        ok = is_int(position) and lowest <= position <= limit
+        _check(ok, "rope_scaling.original_max_position", rule, position)
         if self.kind == "llama3":
             ok = self.low_freq_factor < self.high_freq_factor
-            require(
+            _check(
                 ok, "rope_scaling.low_freq_factor", f"below {self.high_freq_factor:g}", self.low_freq_factor
             )
 
@@ -85,8 +78,8 @@ class ModelConfig:
 
     rope_local_theta is the base of sliding layers, which then take no scaling; None gives them the RoPE of
     full layers. layer_types has one of "full" and "sliding" per layer; a token of a sliding layer sees itself
-    and the sliding_window - 1 tokens before it. attn_scale multiplies q.k. Soft caps c do c * tanh(x / c), with
-    0 for none. embed_scale multiplies embeddings (1 for most models, sqrt(hidden_size) for Gemma).
+    and the sliding_window - 1 tokens before it. attn_scale multiplies q.k. A soft cap c means
+    c * tanh(x / c), 0 none. embed_scale multiplies embeddings (1 for most models, sqrt(hidden_size) for Gemma).
     """
 
     architecture: str
@@ -118,17 +111,17 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         known = self.architecture in ARCHITECTURES
-        require(known, "architecture", f"one of {', '.join(ARCHITECTURES)}", self.architecture)
+        _check(known, "architecture", f"one of {', '.join(ARCHITECTURES)}", self.architecture)
         for name, limit in _SIZE_LIMITS.items():
             value = getattr(self, name)
-            require(_is_int(value) and 1 <= value <= limit, name, f"an integer in [1, {limit}]", value)
-        require(
+            _check(is_int(value) and 1 <= value <= limit, name, f"an integer in [1, {limit}]", value)
+        _check(
             self.num_heads % self.num_kv_heads == 0,
             "num_heads",
             f"a multiple of num_kv_heads={self.num_kv_heads}",
             self.num_heads,
         )
-        require(self.head_dim % 2 == 0, "head_dim", "even", self.head_dim)
+        _check(self.head_dim % 2 == 0, "head_dim", "even", self.head_dim)
         _check_float("rms_eps", self.rms_eps, "in (0, 1]", lambda x: 0 < x <= 1)
         _check_float("rope_theta", self.rope_theta, "in (1, 1e12]", lambda x: 1 < x <= 1e12)
         if self.rope_local_theta is not None:
@@ -137,25 +130,25 @@ class ModelConfig:
         _check_float("attn_softcap", self.attn_softcap, "in [0, 1e6]", lambda x: 0 <= x <= 1e6)
         _check_float("logit_softcap", self.logit_softcap, "in [0, 1e6]", lambda x: 0 <= x <= 1e6)
         _check_float("embed_scale", self.embed_scale, "in (0, 1e6]", lambda x: 0 < x <= 1e6)
-        require(self.activation in ("silu", "gelu_tanh"), "activation", "silu or gelu_tanh", self.activation)
+        _check(self.activation in ("silu", "gelu_tanh"), "activation", "silu or gelu_tanh", self.activation)
         self._check_layers()
         for name, token in (("bos_id", self.bos_id), *(("eos_ids", eos) for eos in self.eos_ids)):
-            ok = token is None or (_is_int(token) and 0 <= token < self.vocab_size)
-            require(ok, name, f"token ids in [0, {self.vocab_size})", token)
+            ok = token is None or (is_int(token) and 0 <= token < self.vocab_size)
+            _check(ok, name, f"token ids in [0, {self.vocab_size})", token)
 
     def _check_layers(self) -> None:
-        require(
+        _check(
             len(self.layer_types) == self.num_layers,
             "layer_types",
             f"a tuple of num_layers={self.num_layers}",
             self.layer_types,
         )
         for kind in self.layer_types:
-            require(kind in ("full", "sliding"), "layer_types", "full or sliding", kind)
+            _check(kind in ("full", "sliding"), "layer_types", "full or sliding", kind)
         sliding = "sliding" in self.layer_types
         window = self.sliding_window
-        ok = _is_int(window) and (1 if sliding else 0) <= window <= (1 << 31) - 1
-        require(ok, "sliding_window", f"an integer, at least {int(sliding)} for these layer_types", window)
+        ok = is_int(window) and (1 if sliding else 0) <= window <= (1 << 31) - 1
+        _check(ok, "sliding_window", f"an integer, at least {int(sliding)} for these layer_types", window)
 
 
 def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

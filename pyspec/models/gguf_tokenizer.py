@@ -18,7 +18,7 @@ from tokenizers import (
 )
 from tokenizers import Tokenizer as Inner
 
-from pyspec.models.config import require
+from pyspec.models.fields import require
 from pyspec.models.tokenizer import Tokenizer
 
 MAX_TOKEN_CHARS = 1024  # longer entries make merge tables quadratic
@@ -35,7 +35,7 @@ _SAME = {"llama3": "llama-bpe", "llama-v3": "llama-bpe", "gpt2": "gpt-2", "defau
 
 def _array(metadata: Mapping[str, Any], key: str, kind: type, length: int | None = None) -> Any:
     name = f"tokenizer.ggml.{key}"
-    value = metadata.get(name)
+    value: Any = metadata.get(name)
     expected = "an array of strings" if kind is list else "an array of numbers"
     got = "nothing" if value is None else type(value).__name__
     require(isinstance(value, kind), name, expected, got, "gguf")
@@ -54,7 +54,7 @@ def _byte_level(metadata: Mapping[str, Any], vocab: dict[str, int], pre: str) ->
     merges = [tuple(merge.split(" ", 1)) for merge in _array(metadata, "merges", list)]
     odd = next((merge for merge in merges if len(merge) != 2), None)
     require(odd is None, "tokenizer.ggml.merges", "pairs joined by a space", odd, "gguf")
-    inner = Inner(models.BPE(vocab, merges, ignore_merges=pre == "llama-bpe"))  # type: ignore[arg-type]
+    inner = Inner(models.BPE(vocab, merges, ignore_merges=pre == "llama-bpe"))
     by_regex = pre in _WORDS
     steps: list[Any] = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not by_regex)]
     if by_regex:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pyspec.models.config import require
+from pyspec.models.fields import require
 
 # format -> (weights, bytes) per block
 QUANT_FORMATS: dict[str, tuple[int, int]] = {

@@ -7,7 +7,8 @@ import math
 
 import torch
 
-from pyspec.models.config import ModelConfig, RopeScaling, require
+from pyspec.models.config import ModelConfig, RopeScaling
+from pyspec.models.fields import require
 
 
 def _llama3(freqs: torch.Tensor, scaling: RopeScaling) -> torch.Tensor:

@@ -17,7 +17,7 @@ from typing import Any
 
 import tokenizers
 
-from pyspec.models.config import require
+from pyspec.models.fields import require
 
 MAX_FILE_BYTES = 1 << 28  # the largest tokenizer.json in use has 33 MB
 
