@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 _REQUIRED = object()
 
@@ -18,7 +18,7 @@ def require(ok: bool, argument: str, rule: str, value: object, function: str) ->
         raise ValueError(f"{function}: {argument} must be {rule}, got {shown}")
 
 
-def is_int(value: object) -> bool:
+def is_int(value: object) -> TypeGuard[int]:
     """Whether a value is an integer; True and False are not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
