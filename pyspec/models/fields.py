@@ -11,9 +11,9 @@ _REQUIRED = object()
 
 
 def require(ok: bool, argument: str, rule: str, value: object, function: str) -> None:
-    """Raises ValueError `function: argument must be rule, got value` unless `ok`."""
+    """Raises ValueError `function: argument must be rule, got value` unless `ok`; None reads as nothing."""
     if not ok:
-        shown = repr(value)
+        shown = "nothing" if value is None else repr(value)
         shown = shown if len(shown) <= 200 else shown[:200] + "..."
         raise ValueError(f"{function}: {argument} must be {rule}, got {shown}")
 
@@ -34,7 +34,7 @@ class Fields:
     def _get(self, key: str, kind: type, article: str, default: Any) -> Any:
         value = self.values.get(self.prefix + key)
         if value is None:
-            require(default is not _REQUIRED, self.prefix + key, article, "nothing", self.function)
+            require(default is not _REQUIRED, self.prefix + key, article, None, self.function)
             return default
         ok = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
         require(ok, self.prefix + key, article, value, self.function)

@@ -101,7 +101,7 @@ class HFCheckpoint(Checkpoint):
         if not index.exists():
             shard = self._open("model.safetensors")
             return dict.fromkeys(shard.keys(), shard)
-        files = Fields("checkpoint", read_json(index), f"{index}: ").mapping("weight_map")
+        files = Fields(f"checkpoint {index}", read_json(index)).mapping("weight_map")
         for file in set(map(str, files.values())):
             rule = "a plain *.safetensors name in the folder"
             require(_SHARD.fullmatch(file) is not None, f"{index}: shard", rule, file, "checkpoint")
@@ -112,7 +112,7 @@ class HFCheckpoint(Checkpoint):
         opened = {file: self._open(file) for file in shards}
         held = {file: set(shard.keys()) for file, shard in opened.items()}
         for name, file in files.items():
-            require(name in held[file], f"{index}: {name}", f"a tensor of {file}", "nothing", "checkpoint")
+            require(name in held[file], f"{index}: {name}", f"a tensor of {file}", None, "checkpoint")
         return {name: opened[file] for name, file in files.items()}
 
     def _open(self, file: str) -> Any:
@@ -143,7 +143,7 @@ class HFCheckpoint(Checkpoint):
                 _, i, part = name.split(".")
                 stored = f"{root}layers.{i}.{layer[part]}"
             file = self._stored.get(stored)
-            require(file is not None, stored, f"{list(shape)}", "nothing", f"checkpoint {self.path}")
+            require(file is not None, stored, f"{list(shape)}", None, f"checkpoint {self.path}")
             entry = file.get_slice(stored)  # type: ignore[union-attr]
             got, dtype = entry.get_shape(), entry.get_dtype()
             require(got == list(shape), stored, f"{list(shape)}", got, f"checkpoint {self.path}")

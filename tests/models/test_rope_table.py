@@ -12,7 +12,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from pyspec.models import rope_table
 from pyspec.models.hf_config import config_from_hf
-from tests.models.tiny import TINY, tiny_model
+from tiny import TINY, tiny_model
 
 YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 64}
 CASES: list[dict[str, Any]] = [
