@@ -10,15 +10,15 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..trees import Drawn, TokenTree
+from pyspec.trees import Drawn, TokenTree
 
 
 @dataclass(frozen=True, eq=False)
 class Proposal:
     """A tree, best nodes first, with how likely the draft thinks each node is to be accepted.
 
-    path_probability is float32 [T]: the estimated probability that the target takes the whole path to the node,
-    1 at the root, never above the parent's, and never increasing with the index, so that `tree.prefix(n)` keeps
+    path_probability is float32 [T]: the estimated probability that the target takes the whole path to the
+    node, 1 at the root, never increasing with the index (so never above the parent's): `tree.prefix(n)` keeps
     the n likeliest nodes.
     """
 
@@ -43,7 +43,8 @@ class DraftState(Protocol):
     def propose(self, root: int, budget: int) -> Proposal:
         """A tree of at most `budget` nodes below `root`, the emitted token that is not committed yet.
 
-        The root alone when the draft has nothing to say. Does not change the state. ValueError for budget < 1.
+        The root alone when the draft has nothing to say. Does not change the state. ValueError for a budget
+        outside [1, 1024].
         """
 
 

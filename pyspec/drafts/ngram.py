@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..trees import MAX_NODES, Drawn, TokenTree
+from pyspec.trees import MAX_NODES, Drawn, TokenTree
 from .base import Proposal
 
 

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from .. import env
-from ..trees import Drawn, TokenTree
+from pyspec import env
+from pyspec.trees import Drawn, TokenTree
 from . import suffix_reference
 from .base import Proposal
 
@@ -19,10 +20,9 @@ def load_host() -> tuple[Any, str]:
     if env.disable_extensions():
         return None, "PYSPEC_SPEC_ONLY=1"
     try:
-        from pyspec import _host
+        return importlib.import_module("pyspec._host"), ""
     except ImportError as error:
         return None, f"pyspec._host: {error}"
-    return _host, ""
 
 
 class SuffixDraft:
@@ -32,7 +32,8 @@ class SuffixDraft:
     min_probability  least path probability of a node
     options          min_match, max_match, max_candidates, max_tokens of the index: see suffix_reference.py
 
-    `compiled` says whether the C++ index runs; if not, the bit-equal Python one does and `fallback_reason` tells why.
+    `compiled` says whether the C++ index runs; if not, the bit-equal Python one does and `fallback_reason` says
+    why.
     """
 
     def __init__(

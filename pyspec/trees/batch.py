@@ -61,7 +61,7 @@ class TreeBatch:
         return max((len(tree) for tree in self.trees), default=0)
 
     def ancestor_mask(self) -> NDArray[np.int64]:
-        """int64 [T, ceil(max_nodes / 64)]: the trees' ancestor masks (bits are local nodes), one after another."""
+        """int64 [T, ceil(max_nodes / 64)]: masks of the trees, bits are local nodes."""
         words = -(-self.max_nodes // 64)
         masks = [tree.ancestor_mask(words) for tree in self.trees]
         return np.concatenate(masks) if masks else np.empty((0, 0), dtype=np.int64)

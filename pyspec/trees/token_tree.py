@@ -103,7 +103,8 @@ class TokenTree:
             lost = min(set(range(num_nodes)).difference(order))
             raise ValueError(f"{name}: parents must be acyclic, got parents[{lost}] = {given[lost]}")
         place = {node: i for i, node in enumerate(order)}
-        return cls(token_array[order], [place.get(given[node], -1) for node in order], drawn)
+        links = np.array([place.get(given[node], -1) for node in order], dtype=np.int32)
+        return cls(token_array[order], links, drawn)
 
     @classmethod
     def from_paths(
@@ -121,7 +122,8 @@ class TokenTree:
                     tokens.append(token)
                     parents.append(node)
                 node = child_of[key]
-        return cls(tokens, parents, drawn)  # type: ignore[arg-type]  # sequences are converted
+        name = "TokenTree.from_paths"
+        return cls(to_int32(name, "tokens", tokens), to_int32(name, "parents", parents), drawn)
 
     def __len__(self) -> int:
         return len(self.tokens)

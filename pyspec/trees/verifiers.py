@@ -6,13 +6,13 @@ The biases are total variation distances of three tokens by exact enumeration (v
 
 from __future__ import annotations
 
-from ..errors import UnsupportedError
+from pyspec.errors import UnsupportedError
 from .token_tree import Drawn, TokenTree
 
 _ANY = frozenset((drawn, pruned) for drawn in Drawn for pruned in (False, True))
 
-# Verifier -> the (drawing rule, pruned) pairs for which its output law is exactly the target's. Both walk the tree
-# along tokens that the target picks without looking at it, so no tree can bias them.
+# Verifier -> the (drawing rule, pruned) pairs for which its output law is exactly the target's. Both walk the
+# tree along tokens that the target picks without looking at it, so no tree can bias them.
 EXACT_VERIFIERS: dict[str, frozenset[tuple[Drawn, bool]]] = {"greedy": _ANY, "shared_noise": _ANY}
 
 # Known verifiers that this version does not have: the one rule they are exact for, and their bias on others.
@@ -62,4 +62,7 @@ def check_verifier(verifier: str, tree: TokenTree) -> None:
 def _refusal(verifier: str, tree: TokenTree, reason: str) -> str:
     kind = f"{tree.drawn.value}{', pruned' if tree.pruned else ''}"
     usable = ", ".join(name for name, exact in EXACT_VERIFIERS.items() if (tree.drawn, tree.pruned) in exact)
-    return f"check_verifier: verifier must be exact for the tree ({kind}), got {verifier!r}: {reason}; use {usable}"
+    return (
+        f"check_verifier: verifier must be exact for the tree ({kind}), "
+        f"got {verifier!r}: {reason}; use {usable}"
+    )
