@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pyspec.trees import MAX_NODES, Drawn, TokenTree
+
 from .base import Proposal
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from pyspec import env
 from pyspec.trees import Drawn, TokenTree
+
 from . import suffix_reference
 from .base import Proposal
 
@@ -32,8 +33,8 @@ class SuffixDraft:
     min_probability  least path probability of a node
     options          min_match, max_match, max_candidates, max_tokens of the index: see suffix_reference.py
 
-    `compiled` says whether the C++ index runs; if not, the bit-equal Python one does and `fallback_reason` says
-    why.
+    `compiled` says whether the C++ index runs; if not, the bit-equal Python one does, and `fallback_reason`
+    says why.
     """
 
     def __init__(

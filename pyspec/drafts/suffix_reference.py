@@ -11,9 +11,9 @@ longest suffix of the context, and of shorter ones, and follows all of them at o
     P(path)     = product of P(c | n) along the path
 
 Counts are the weights (equal occurrences add up), a long match outweighs short ones, and the escape is the
-caution: one occurrence of one token promises 1/(1 + escape), longer and repeated ones come near 1. The square and
-the escape were fitted on code and prose so that predicted and true acceptance agree within about 0.1. An occurrence
-that reaches the end of the text goes on with the root and then with the path itself, so loops are drafted whole.
+caution: one occurrence of one token promises 1/(1 + escape), longer and repeated ones come near 1. Square and
+escape were chosen on code and prose so that the probabilities agree with what is accepted within about 0.15. An
+occurrence that reaches the end of the text goes on with the root and the path itself: loops are drafted whole.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ The biases are total variation distances of three tokens by exact enumeration (v
 from __future__ import annotations
 
 from pyspec.errors import UnsupportedError
+
 from .token_tree import Drawn, TokenTree
 
 _ANY = frozenset((drawn, pruned) for drawn in Drawn for pruned in (False, True))
