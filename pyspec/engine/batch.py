@@ -76,7 +76,7 @@ class StepBatch:
         self.requests = [work.request for work in works]
 
 
-def _array(size: int, dtype: type = np.int32) -> tuple[Tensor, NDArray]:
+def _array(size: int, dtype: type = np.int32) -> tuple[Tensor, NDArray[np.integer]]:
     """A zeroed tensor and its numpy view (assignment through numpy costs a tenth)."""
-    array = np.zeros(size, dtype=dtype)
+    array: NDArray[np.integer] = np.zeros(size, dtype=dtype)
     return torch.from_numpy(array), array

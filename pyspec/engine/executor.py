@@ -12,7 +12,7 @@ from torch import Tensor
 from pyspec import spec
 from pyspec.engine.batch import StepBatch
 from pyspec.engine.kv_pages import KVCache
-from pyspec.engine.program import Program, Ref, Step
+from pyspec.models.program import Program, Ref, Step
 from pyspec.spec.quant_formats import QuantTensor, dequantize
 
 Weights = Mapping[str, Tensor | QuantTensor]

@@ -160,6 +160,15 @@ class LLM:
             raise ValueError(f"LLM.chat_prompt: model must have a chat template, got none in {self.checkpoint.path}")
         return render_chat(self.checkpoint, list(messages), add_generation_prompt)
 
+    def _decoder(self, needed: bool) -> StreamDecoder | None:
+        """What turns this model's tokens into text; None for a model without a tokenizer, unless text is needed."""
+        try:
+            return StreamDecoder(self.tokenizer)
+        except ValueError:
+            if needed:
+                raise
+            return None
+
     def _calibrate(self) -> None:
         """Measure what steps of 1..max_nodes nodes cost, on one request over pages that hold zeros."""
         pages = list(range(min(self.num_pages, self._batch.page_table.size(1))))
@@ -189,8 +198,7 @@ class LLM:
             )
         if params.top_k > self.config.vocab_size:
             raise ValueError(f"LLM: top_k must be in [0, {self.config.vocab_size}], got {params.top_k}")
-        needs_text = isinstance(prompt, str) or bool(params.stop) or self.checkpoint.has_tokenizer
-        stream = TextStream(StreamDecoder(self.tokenizer) if needs_text else None, params.stop)
+        stream = TextStream(self._decoder(bool(params.stop)), params.stop)
         limit = min(params.max_tokens, self.max_context - len(ids))
         request = Request(ids, params, stream, self._speculator.draft_for(params.speculation, ids), limit)
         if (needed := self._scheduler.pages_needed(request)) > self.num_pages:

@@ -6,7 +6,7 @@ They differ only by flags of ModelConfig: biases, norms on q and k, norms behind
 
 from __future__ import annotations
 
-from pyspec.engine.program import Program, Ref, Tracer, columns
+from pyspec.models.program import Program, Ref, Tracer, columns
 from pyspec.models.config import ModelConfig
 
 

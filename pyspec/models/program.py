@@ -72,5 +72,6 @@ class Tracer:
 
 def columns(ref: Ref, start: int, size: int) -> Ref:
     """A part of `ref`."""
-    assert 0 <= start and start + size <= ref.size
+    assert start >= 0
+    assert start + size <= ref.size
     return Ref(ref.buffer, ref.start + start, size)
