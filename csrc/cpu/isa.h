@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+// Instruction sets of the CPU kernels, and flushing of denormals.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace pyspec {
+
+enum class Isa { kGeneric, kAvx2, kAvx512, kNeon };
+
+// The best instruction set that this machine and this build have, or the one that PYSPEC_ISA forces.
+// Throws std::invalid_argument when PYSPEC_ISA names one that is unknown or not available here.
+Isa active_isa();
+const char* isa_name(Isa isa);
+// Names of the machine's features that matter to the kernels, separated by spaces.
+std::string cpu_features();
+
+// Sets flush-to-zero and denormals-are-zero for the life of the object: what AMX does always, so that every
+// instruction set treats denormals alike.
+class FlushDenormals {
+ public:
+  FlushDenormals();
+  ~FlushDenormals();
+  FlushDenormals(const FlushDenormals&) = delete;
+
+ private:
+  uint64_t saved_;
+};
+
+}  // namespace pyspec

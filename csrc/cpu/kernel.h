@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+// What every CPU kernel file includes: lanes (vec.h), threads, and the choice of instruction set at run time.
+//
+// A kernel file csrc/cpu/<op>.cpp defines `void <op>(const <Op>Params&)` inside namespace pyspec::PYSPEC_ISA
+// and ends with PYSPEC_DISPATCH(<op>, <Op>Params). setup.py compiles it once per instruction set; the generic
+// translation unit defines the public `<op>_cpu`, which calls the variant that fits the machine.
+#pragma once
+
+#include "cpu/isa.h"
+#include "cpu/thread_pool.h"
+#include "cpu/vec.h"
+#include "pyspec/dtype.h"
+
+#if defined(PYSPEC_ISA_BASE) && defined(__x86_64__)
+#define PYSPEC_DISPATCH(op, Params) \
+  namespace pyspec {                \
+  namespace avx2 {                  \
+  void op(const Params& p);         \
+  }                                 \
+  namespace avx512 {                \
+  void op(const Params& p);         \
+  }                                 \
+  void op##_cpu(const Params& p) {  \
+    const FlushDenormals flush;     \
+    switch (active_isa()) {         \
+      case Isa::kAvx512:            \
+        return avx512::op(p);       \
+      case Isa::kAvx2:              \
+        return avx2::op(p);         \
+      default:                      \
+        return PYSPEC_ISA::op(p);   \
+    }                               \
+  }                                 \
+  }
+#elif defined(PYSPEC_ISA_BASE)
+#define PYSPEC_DISPATCH(op, Params) \
+  namespace pyspec {                \
+  void op##_cpu(const Params& p) {  \
+    const FlushDenormals flush;     \
+    PYSPEC_ISA::op(p);              \
+  }                                 \
+  }
+#else
+#define PYSPEC_DISPATCH(op, Params)
+#endif

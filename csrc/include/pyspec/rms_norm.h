@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+// rms_norm and add_rms_norm: launch interface. Spec: pyspec/spec/rms_norm.py, add_rms_norm.py.
+#pragma once
+
+#include <cstdint>
+
+namespace pyspec {
+
+struct RmsNormParams {
+  const float* x;       // [M, K], row stride x_stride_m
+  float* residual;      // [M, K] contiguous or null: residual += x, and the sum is normalised
+  const float* weight;  // [K]
+  float* out;           // [M, K] contiguous
+  int64_t M, K;
+  int64_t x_stride_m;
+  float eps;
+};
+
+void rms_norm_cpu(const RmsNormParams& p);
+
+}  // namespace pyspec
