@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import TINY, tiny_model
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RotaryEmbedding
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from pyspec.models import rope_table
 from pyspec.models.hf_config import config_from_hf
-from tiny import TINY, tiny_model
 
 YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 64}
 CASES: list[dict[str, Any]] = [
