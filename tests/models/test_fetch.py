@@ -106,6 +106,14 @@ def test_offline(folder: Path, pip: Path, capfd: pytest.CaptureFixture[str]) -> 
     assert capfd.readouterr() == ("", "")
 
 
+def test_what_a_killed_process_left_is_removed(folder: Path) -> None:
+    _wheels(folder)
+    (folder / ".toy-killed").mkdir()
+    (folder / ".toy-killed" / "half").write_bytes(b"x")
+    fetch("toy", progress=False)
+    assert not (folder / ".toy-killed").exists()
+
+
 def test_no_pip(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pip" else find(name))
