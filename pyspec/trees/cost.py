@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import hashlib
 import json
@@ -13,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,11 +87,19 @@ class CostTable:
         rows = tuple(tuple(statistics.median(times[c, n]) for n in nodes) for c in contexts)
         return cls(tuple(nodes), tuple(contexts), rows)
 
+    @cached_property
+    def _rows(self) -> NDArray[np.float64]:
+        return np.maximum.accumulate(np.array(self.seconds), axis=1)
+
     def curve(self, max_nodes: int, context: float = 0) -> NDArray[np.float64]:
         """float64 [max_nodes]: seconds of a step with 1, 2, ..., max_nodes nodes."""
-        rows = np.array(self.seconds)
-        row = np.array([np.interp(context, self.contexts, column) for column in rows.T])
-        row = np.maximum.accumulate(row)
+        last = len(self.contexts) - 1
+        upper = min(bisect.bisect_left(self.contexts, context), last)
+        row = self._rows[upper]
+        if upper and context < self.contexts[upper]:
+            below, above = self.contexts[upper - 1 : upper + 1]
+            share = (context - below) / (above - below)
+            row = (1 - share) * self._rows[upper - 1] + share * row
         counts = np.arange(1, max_nodes + 1)
         curve = np.interp(counts, self.nodes, row)
         if len(self.nodes) > 1:
