@@ -157,6 +157,15 @@ def test_a_loop_is_drafted_beyond_the_end_of_the_text(index_type: Any) -> None:
 
 
 @pytest.mark.parametrize("index_type", INDEXES)
+def test_matches_do_not_cross_documents(index_type: Any) -> None:
+    assert fill(index_type(min_match=2), [1, -1, 3, 5, -1]).propose(3, 4)[0].tolist() == [3]
+    assert fill(index_type(), [3, -1, 5, -1]).propose(3, 4)[0].tolist() == [3]
+    tokens, _, probability = fill(index_type(), [-1, 3, 4, 5, -1, 3]).propose(4, 2)
+    assert tokens.tolist() == [4, 5]
+    assert probability[1] == np.float32(4 / 12)  # two tokens match, once
+
+
+@pytest.mark.parametrize("index_type", INDEXES)
 def test_nothing_known_means_the_root_alone(index_type: Any) -> None:
     for text in ([], [1, 2, 3]):
         assert fill(index_type(), text).propose(7, 10)[0].tolist() == [7]
