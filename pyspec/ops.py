@@ -19,6 +19,7 @@ __all__ = [
     "rms_norm",
     "rope",
     "sample",
+    "softcap",
     "tile_kv",
     "tree_attention",
     "verify_tree",
@@ -152,3 +153,8 @@ def verify_tree(
     """
     args = (logits, tokens, parents, cu_t, position, temperature, top_k, top_p, min_p, seed, stream)
     return call(spec.verify_tree, args, {"max_path": max_path, "num_logprobs": num_logprobs}, backend)
+
+
+def softcap(x: Tensor, *, cap: float, backend: str | None = None) -> Tensor:
+    """cap * tanh(x / cap) of x [M, K] f32, elementwise; ValueError unless cap is positive and finite."""
+    return call(spec.softcap, (x,), {"cap": cap}, backend)

@@ -1,11 +1,103 @@
 // SPDX-License-Identifier: Apache-2.0
-// The compiled executor: a step program as a list of launches over fixed pointers, run by one call per step. No math here.
+// The compiled executor: see step_executor.h.
 #include "bind/step_executor.h"
 
-#include <pybind11/stl.h>
-
-#include <functional>
-#include <memory>
-#include <vector>
+#include <cstring>
 
 #include "cpu/thread_pool.h"
+#include "pyspec/append_kv.h"
+#include "pyspec/commit_kv.h"
+#include "pyspec/gelu_mul.h"
+#include "pyspec/rms_norm.h"
+#include "pyspec/rope.h"
+#include "pyspec/silu_mul.h"
+
+namespace pyspec {
+
+StepExecutor::StepExecutor(const StepArrays& arrays, const CacheShape& cache, int64_t max_tokens, int64_t heads)
+    : arrays_(arrays), cache_(cache), heads_(heads) {
+  workspace_.resize(tree_attention_workspace_bytes(max_tokens, heads, cache.head_dim,
+                                                   arrays.table_width * cache.page_size, num_threads()) +
+                    64);
+}
+
+void StepExecutor::rms_norm(Rows x, const float* weight, Rows out, int64_t heads, float eps) {
+  const int64_t K = x.columns / heads;
+  if (heads == 1) {
+    add([=](const StepSizes& s) { rms_norm_cpu({x.data, nullptr, weight, out.data, s.T, K, x.stride, eps}); });
+    return;
+  }
+  // Norm of each head in place: the rows of one token are its heads.
+  add([=](const StepSizes& s) {
+    for (int64_t t = 0; t < s.T; ++t)
+      rms_norm_cpu({x.data + t * x.stride, nullptr, weight, out.data + t * out.stride, heads, K, K, eps});
+  });
+}
+
+void StepExecutor::add_rms_norm(Rows residual, Rows delta, const float* weight, Rows out, float eps) {
+  add([=](const StepSizes& s) {
+    rms_norm_cpu({delta.data, residual.data, weight, out.data, s.T, residual.columns, delta.stride, eps});
+  });
+}
+
+void StepExecutor::rope(Rows x, const float* table, int64_t heads, int64_t rotary) {
+  add([=, this](const StepSizes& s) {
+    rope_cpu({x.data, arrays_.positions, table, x.data, s.T, heads, x.columns / heads, rotary, x.stride, x.stride,
+              DType::kF32, false});
+  });
+}
+
+void StepExecutor::append_kv(Rows k, Rows v, const float* table, int64_t layer, int64_t rotary) {
+  add([=, this](const StepSizes& s) {
+    append_kv_cpu({k.data, v.data, pages(cache_.k, layer), pages(cache_.v, layer), arrays_.slots, arrays_.positions,
+                   table, s.T, cache_.kv_heads, cache_.head_dim, cache_.page_size, rotary, k.stride, v.stride,
+                   cache_.dtype, cache_.layout, false});
+  });
+}
+
+void StepExecutor::tree_attention(Rows q, Rows out, int64_t layer, float scale, float softcap, int64_t window) {
+  TreeAttentionPlan* plan = nullptr;
+  for (const auto& known : plans_)
+    if (known->window == window) plan = known.get();
+  float* workspace = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(workspace_.data()) + 63) & ~uintptr_t(63));
+  if (!plan) {  // the first layer with this window builds the plan of the step, the others share it
+    plans_.push_back(std::make_unique<TreeAttentionPlan>());
+    plan = plans_.back().get();
+    plan->window = window;
+    add([=, this](const StepSizes& s) {
+      plan->build({arrays_.kv_len, arrays_.cu_t, arrays_.parents, s.B}, heads_, cache_.kv_heads, cache_.head_dim,
+                  window, workspace_.size() - 64, num_threads());
+    });
+  }
+  add([=, this](const StepSizes&) {
+    tree_attention_cpu({plan, q.data, pages(cache_.k, layer), pages(cache_.v, layer), arrays_.page_table, out.data,
+                        nullptr, workspace, heads_, cache_.kv_heads, cache_.head_dim, cache_.page_size,
+                        arrays_.table_width, q.stride, DType::kF32, cache_.dtype, cache_.layout, scale, softcap});
+  });
+}
+
+void StepExecutor::gather_rows(Rows x, Rows out) {
+  add([=, this](const StepSizes& s) {
+    for (int64_t r = 0; r < s.R; ++r)
+      std::memcpy(out.data + r * out.stride, x.data + arrays_.logit_rows[r] * x.stride, size_t(x.columns) * 4);
+  });
+}
+
+void StepExecutor::run(const StepSizes& sizes) {
+  for (const auto& launch : launches_) launch(sizes);
+}
+
+void StepExecutor::commit(const int32_t* path, const int32_t* path_len, int64_t B, int64_t E) const {
+  for (int64_t layer = 0; layer < cache_.layers; ++layer)
+    commit_kv_cpu({pages(cache_.k, layer), pages(cache_.v, layer), arrays_.page_table, arrays_.kv_len, path, path_len,
+                   B, arrays_.table_width, E, cache_.page_size, cache_.kv_heads, cache_.head_dim, cache_.dtype,
+                   cache_.layout});
+}
+
+KvPages StepExecutor::pages(uintptr_t base, int64_t layer) const {
+  const int64_t row = cache_.kv_heads * cache_.head_dim, page = cache_.page_size * row;
+  const int64_t offset = layer * cache_.pages * page * size_of(cache_.dtype);
+  return {reinterpret_cast<char*>(base) + offset, page, row, cache_.head_dim};
+}
+
+}  // namespace pyspec

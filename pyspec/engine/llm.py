@@ -18,7 +18,7 @@ from pyspec.engine.sampling_params import SPECULATION, SamplingParams
 from pyspec.engine.scheduler import Scheduler
 from pyspec.engine.speculation import Speculator
 from pyspec.engine.text import TextStream
-from pyspec.models.chat import render_chat
+from pyspec.models.chat import chat_prompt
 from pyspec.models.checkpoint import open_checkpoint
 from pyspec.models.decoder import decoder
 from pyspec.models.fetch import resolve_model
@@ -170,13 +170,10 @@ class LLM:
         finally:
             self._scheduler.release(request)
 
-    def chat_prompt(self, messages: Sequence[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The prompt text of a conversation ({"role", "content"} each) by the model's chat template."""
-        if not self.checkpoint.chat_template:
-            raise ValueError(
-                f"LLM.chat_prompt: model must have a chat template, got none in {self.checkpoint.path}"
-            )
-        return render_chat(self.checkpoint, list(messages), add_generation_prompt)
+    def chat_prompt(self, messages: Sequence[dict[str, str]], add_generation_prompt: bool = True) -> list[int]:
+        """Token ids of a conversation ({"role", "content"} each) by the model's chat template; ValueError without one."""
+        text = chat_prompt(self.checkpoint, messages, add_generation_prompt=add_generation_prompt)
+        return self.tokenizer.encode(text, add_special=False)
 
     def _decoder(self, needed: bool) -> StreamDecoder | None:
         """What turns this model's tokens into text; None for a model without a tokenizer, unless text is needed."""

@@ -9,6 +9,7 @@ from pyspec.spec.commit_kv import commit_kv
 from pyspec.spec.rms_norm import rms_norm
 from pyspec.spec.rope import rope
 from pyspec.spec.sample import sample
+from pyspec.spec.softcap import softcap
 from pyspec.spec.tile_kv import tile_kv
 from pyspec.spec.tree_attention import tree_attention
 from pyspec.spec.verify_tree import verify_tree
@@ -20,6 +21,7 @@ __all__ = [
     "rms_norm",
     "rope",
     "sample",
+    "softcap",
     "tile_kv",
     "tree_attention",
     "verify_tree",
