@@ -131,7 +131,9 @@ class SpecExecutor:
         self._view(step.output).copy_(spec.gelu_mul.reference(self._view(step.inputs[0])))
 
     def _softcap(self, step: Step) -> None:
-        self._view(step.output).copy_(spec.softcap.reference(self._view(step.inputs[0]), cap=step.attrs["cap"]))
+        self._view(step.output).copy_(
+            spec.softcap.reference(self._view(step.inputs[0]), cap=step.attrs["cap"])
+        )
 
     def _gather_rows(self, step: Step) -> None:
         rows = self._batch.logit_rows[: self._batch.R].long()

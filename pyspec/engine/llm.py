@@ -170,7 +170,9 @@ class LLM:
         finally:
             self._scheduler.release(request)
 
-    def chat_prompt(self, messages: Sequence[dict[str, str]], add_generation_prompt: bool = True) -> list[int]:
+    def chat_prompt(
+        self, messages: Sequence[dict[str, str]], add_generation_prompt: bool = True
+    ) -> list[int]:
         """Token ids of a conversation ({"role", "content"} each) by the model's chat template; ValueError without one."""
         text = chat_prompt(self.checkpoint, messages, add_generation_prompt=add_generation_prompt)
         return self.tokenizer.encode(text, add_special=False)

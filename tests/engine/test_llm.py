@@ -17,7 +17,9 @@ EXECUTOR = "compiled" if native is not None else "spec"
 
 @pytest.fixture(scope="module")
 def llm(tiny_model: Callable[[str], Path]) -> LLM:
-    return LLM(tiny_model("llama"), executor=EXECUTOR, max_batch=2, max_context=96, num_pages=10, calibrate=False)
+    return LLM(
+        tiny_model("llama"), executor=EXECUTOR, max_batch=2, max_context=96, num_pages=10, calibrate=False
+    )
 
 
 def test_stream_equals_generate(llm: LLM) -> None:
@@ -38,7 +40,13 @@ def test_stop_string_cuts_the_text(llm: LLM) -> None:
     cut = llm.generate("the thing", SamplingParams(max_tokens=30, ignore_eos=True, stop=(stop,)))[0]
     assert cut.finish_reason == "stop"
     assert cut.text == whole[: whole.find(stop)]
-    assert "".join(c.text for c in llm.stream("the thing", SamplingParams(max_tokens=30, ignore_eos=True, stop=(stop,)))) == cut.text
+    assert (
+        "".join(
+            c.text
+            for c in llm.stream("the thing", SamplingParams(max_tokens=30, ignore_eos=True, stop=(stop,)))
+        )
+        == cut.text
+    )
 
 
 def test_top_logprobs(llm: LLM) -> None:
@@ -73,8 +81,18 @@ def test_bad_prompts_are_refused_before_anything_runs(llm: LLM, prompts: Any, me
     assert len(llm.generate("fine", SamplingParams(max_tokens=4, ignore_eos=True))[0].token_ids) == 4
 
 
-def test_a_request_larger_than_the_pool_is_refused_and_others_wait_for_pages(llm: LLM, tiny_model: Callable[[str], Path]) -> None:
-    small = LLM(tiny_model("llama"), executor=EXECUTOR, max_batch=4, max_context=256, num_pages=6, max_nodes=8, calibrate=False)
+def test_a_request_larger_than_the_pool_is_refused_and_others_wait_for_pages(
+    llm: LLM, tiny_model: Callable[[str], Path]
+) -> None:
+    small = LLM(
+        tiny_model("llama"),
+        executor=EXECUTOR,
+        max_batch=4,
+        max_context=256,
+        num_pages=6,
+        max_nodes=8,
+        calibrate=False,
+    )
     with pytest.raises(ValueError, match=r"must fit num_pages=6 of 16 tokens"):
         small.generate([[1] * 90], SamplingParams(max_tokens=50))
     prompts = [[1 + i] * 20 for i in range(5)]  # 3 pages each: two at a time

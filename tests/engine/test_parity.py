@@ -43,11 +43,15 @@ def test_logits_equal_transformers(name: str, executor: str, tiny_model: Callabl
     tokens = [1 + (7 * i * i + 3 * i) % 250 for i in range(40)]
     ids = torch.tensor([tokens])
     with torch.no_grad():
-        load = lambda dtype: AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="eager")
+        load = lambda dtype: AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, attn_implementation="eager"
+        )
         exact = load(torch.float64)(ids).logits[0].double()
         low = load(torch.bfloat16)(ids).logits[0].double()
     llm = LLM(path, executor=executor, max_batch=2, max_context=64, kv_dtype="f32", speculation="off")
     got = logits_of(llm, tokens).double()[:, : exact.size(1)]
     assert got.shape == exact.shape
     assert (got - exact).abs().max() <= 2 * (low - exact).abs().max()
-    assert (got - exact).abs().max() <= 1e-3 * exact.abs().max() + 1e-4  # f32 weights and cache: far closer than bf16
+    assert (
+        got - exact
+    ).abs().max() <= 1e-3 * exact.abs().max() + 1e-4  # f32 weights and cache: far closer than bf16
