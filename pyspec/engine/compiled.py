@@ -14,7 +14,7 @@ from pyspec.engine.batch import StepBatch
 from pyspec.engine.executor import Weights
 from pyspec.engine.kv_pages import KVCache
 from pyspec.models.program import Program, Ref, Step
-from pyspec.spec.quant_formats import QuantTensor
+from pyspec.models.quant_formats import QuantTensor
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum DType
 _FORMATS = ("q4_0", "q4_1", "q5_0", "q8_0", "q4_k", "q6_k")  # enum QuantFormat
@@ -114,7 +114,7 @@ class CompiledExecutor:
         """One launch per run of parts that can share a packed weight; quantised rows of x are made once."""
         parts = step.attrs["parts"]
         (x,), column = step.inputs, 0
-        for kind, run in groupby(range(parts), lambda i: _kind(self._source[step.weights[i]], i)):
+        for _, run in groupby(range(parts), lambda i: _kind(self._source[step.weights[i]], i)):
             indices = list(run)
             names = tuple(step.weights[i] for i in indices)
             biases = tuple(step.weights[parts + i] for i in indices) if len(step.weights) > parts else ()

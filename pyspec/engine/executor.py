@@ -13,7 +13,7 @@ from pyspec import spec
 from pyspec.engine.batch import StepBatch
 from pyspec.engine.kv_pages import KVCache
 from pyspec.models.program import Program, Ref, Step
-from pyspec.spec.quant_formats import QuantTensor, dequantize
+from pyspec.models.quant_formats import QuantTensor, dequantize
 
 Weights = Mapping[str, Tensor | QuantTensor]
 
