@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
-    from pyspec.engine import LLM, RequestStats, SamplingParams
+    from pyspec.engine import LLM, RequestStats, SamplingParams, StreamChunk
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,13 @@ def stream_answer(
     """
     parts = [] if parts is None else parts
     token_ids: list[int] = []
-    with closing(llm.stream(prompt, params)) as chunks:
+    with closing(cast("Generator[StreamChunk, None, None]", llm.stream(prompt, params))) as chunks:
         for chunk in chunks:
             parts.append(chunk.text)
             token_ids += chunk.token_ids
             if echo:
                 print(chunk.text, end="", flush=True)
+    assert chunk.finish_reason and chunk.stats  # the last chunk carries both
     text = "".join(parts)
     if echo and not text.endswith("\n"):
         print(flush=True)

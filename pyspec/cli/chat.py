@@ -27,7 +27,7 @@ def chat(system: str | None, quiet: bool, **options: Any) -> None:
     """Talk with a model. /exit or Ctrl-D leaves, /reset forgets, Ctrl-C ends an answer."""
     params = sampling_params(options)
     llm = load_model(options, quiet=quiet)
-    if llm.chat_template is None:
+    if llm.checkpoint.chat_template is None:
         raise click.ClickException(f"chat: model must have a chat template, got {options['model']}")
     if importlib.util.find_spec("readline") and sys.stdin.isatty():
         import readline  # noqa: F401 - gives input() its line editing

@@ -92,7 +92,7 @@ def set_threads(threads: int | None) -> None:
 def render_prompt(llm: LLM, text: str, chat: bool | None) -> str:
     """The text as the model reads it: in its chat template if `chat`, as it is if not; None decides by the model."""
     if chat is None:
-        chat = llm.chat_template is not None
+        chat = llm.checkpoint.chat_template is not None
     return llm.chat_prompt([{"role": "user", "content": text}]) if chat else text
 
 
