@@ -38,7 +38,8 @@ def stream_answer(
             token_ids += chunk.token_ids
             if echo:
                 print(chunk.text, end="", flush=True)
-    assert chunk.finish_reason and chunk.stats  # the last chunk carries both
+    assert chunk.finish_reason is not None  # the last chunk carries both
+    assert chunk.stats is not None
     text = "".join(parts)
     if echo and not text.endswith("\n"):
         print(flush=True)

@@ -6,8 +6,8 @@ They differ only by flags of ModelConfig: biases, norms on q and k, norms behind
 
 from __future__ import annotations
 
-from pyspec.models.program import Program, Ref, Tracer, columns
 from pyspec.models.config import ModelConfig
+from pyspec.models.program import Program, Ref, Tracer, columns
 
 
 def decoder(config: ModelConfig) -> Program:
