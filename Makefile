@@ -16,10 +16,12 @@ TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 CXX ?= g++
 SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
 
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 EXTRA_INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+PROGRESS := 's|^\(\[[0-9]*/[0-9]*\]\).* -c [^ ]*/\([^/ ]*\) -o .*|\1 \2|p'
 SOURCES := setup.py $(shell find csrc -type f -name '*.cpp' -o -type f -name '*.h' -o -type f -name '*.cu' -o -type f -name '*.cuh')
 CXX_FILES := $(shell find csrc tests -type f -name '*.cpp' -o -type f -name '*.h' -o -type f -name '*.cu' -o -type f -name '*.cuh')
 
@@ -101,5 +103,8 @@ $(VENV)/.compiled: $(VENV)/.installed $(SOURCES)
 	  echo "no Python.h (Debian, Ubuntu: apt-get install python3-dev): going on with the specification, which is slow"; \
 	else \
 	  echo "compiling the kernels (a few minutes the first time) ..."; \
-	  $(PY) setup.py --quiet build_ext --inplace && touch $@; \
+	  mkdir -p build; \
+	  $(PY) setup.py --quiet build_ext --inplace 2>&1 | tee build/compile.log | sed -un $(PROGRESS) \
+	    || { grep -E 'error|Error' build/compile.log; echo "error: see build/compile.log" >&2; exit 1; }; \
+	  touch $@; \
 	fi
