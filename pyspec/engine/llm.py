@@ -80,7 +80,12 @@ class LLM:
         _check_size("num_pages", self.num_pages, 2**31 - 1)
 
         self._cache = KVCache(
-            config.num_layers, self.num_pages, page_size, config.num_kv_heads, config.head_dim, KV_DTYPES[kv_dtype]
+            config.num_layers,
+            self.num_pages,
+            page_size,
+            config.num_kv_heads,
+            config.head_dim,
+            KV_DTYPES[kv_dtype],
         )
         self._max_nodes = max_nodes
         max_tokens = prefill_chunk + max_batch * max_nodes
@@ -88,7 +93,9 @@ class LLM:
         weights = {name: self.checkpoint.weight(name) for name in self.checkpoint.names()}
         factors = weights.pop("rope_factors", None)
         for layer_type in sorted(set(config.layer_types)):
-            weights["rope_" + layer_type] = rope_table(config, layer_type, self.max_context + max_nodes, factors)
+            weights["rope_" + layer_type] = rope_table(
+                config, layer_type, self.max_context + max_nodes, factors
+            )
         self._executor = make_executor(executor, decoder(config), weights, self._cache, self._batch)
         self.executor_name = self._executor.name
         self._pool = PagePool(self.num_pages)
@@ -113,7 +120,9 @@ class LLM:
         return {**self._executor.nbytes(), "kv": self._cache.nbytes}
 
     def generate(
-        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> list[Completion]:
         """Answer prompts (texts or token ids), up to max_batch at once, in the order given.
 
@@ -121,10 +130,17 @@ class LLM:
         this returns or raises, also on Ctrl-C.
         """
         many = _as_prompts(prompts)
-        every = [params or SamplingParams()] * len(many) if params is None or isinstance(params, SamplingParams) else list(params)
+        every = (
+            [params or SamplingParams()] * len(many)
+            if params is None or isinstance(params, SamplingParams)
+            else list(params)
+        )
         if len(every) != len(many):
             raise ValueError(f"LLM.generate: params must be one per prompt ({len(many)}), got {len(every)}")
-        requests = [self._request(prompt, p, f"prompts[{i}]") for i, (prompt, p) in enumerate(zip(many, every, strict=True))]
+        requests = [
+            self._request(prompt, p, f"prompts[{i}]")
+            for i, (prompt, p) in enumerate(zip(many, every, strict=True))
+        ]
         try:
             self._scheduler.waiting.extend(requests)
             while any(request.finish_reason is None for request in requests):
@@ -157,7 +173,9 @@ class LLM:
     def chat_prompt(self, messages: Sequence[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The prompt text of a conversation ({"role", "content"} each) by the model's chat template."""
         if not self.checkpoint.chat_template:
-            raise ValueError(f"LLM.chat_prompt: model must have a chat template, got none in {self.checkpoint.path}")
+            raise ValueError(
+                f"LLM.chat_prompt: model must have a chat template, got none in {self.checkpoint.path}"
+            )
         return render_chat(self.checkpoint, list(messages), add_generation_prompt)
 
     def _decoder(self, needed: bool) -> StreamDecoder | None:
@@ -174,7 +192,9 @@ class LLM:
         pages = list(range(min(self.num_pages, self._batch.page_table.size(1))))
 
         def step(nodes: int, context: int) -> None:
-            request = Request([0], SamplingParams(), TextStream(None, ()), None, 1, pages=pages, kv_len=context)
+            request = Request(
+                [0], SamplingParams(), TextStream(None, ()), None, 1, pages=pages, kv_len=context
+            )
             tree = TokenTree.chain([0] * nodes)
             self._batch.fill([Work.decode(request, tree)])
             self._executor.run()

@@ -22,11 +22,13 @@ class Checkpoint(ABC):
     layers.{i}. with attn_norm, q_proj, k_proj, v_proj, q_bias, k_bias, v_bias, o_proj, q_norm, k_norm,
     mlp_norm, gate_proj, up_proj, down_proj, post_attn_norm, post_mlp_norm. Norm weights multiply as they are.
     Rows of q and k are in the half-split order of RoPE: dimensions d and d + D/2 of a head rotate together.
+    `template_tokens` has bos_token and eos_token as the chat template expects them, where they are known.
     """
 
     path: Path
     config: ModelConfig
     chat_template: str | None
+    template_tokens: dict[str, str]
 
     @abstractmethod
     def names(self) -> tuple[str, ...]:

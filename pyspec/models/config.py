@@ -79,7 +79,7 @@ class ModelConfig:
     rope_local_theta is the base of sliding layers, which then take no scaling; None gives them the RoPE of
     full layers. layer_types has one of "full" and "sliding" per layer; a token of a sliding layer sees itself
     and the sliding_window - 1 tokens before it. attn_scale multiplies q.k. A soft cap c means
-    c * tanh(x / c), 0 none. embed_scale multiplies embeddings (1 for most models, sqrt(hidden_size) for Gemma).
+    c * tanh(x / c), 0 none. embed_scale multiplies embeddings (sqrt(hidden_size) for Gemma, 1 for others).
     """
 
     architecture: str

@@ -5,20 +5,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 _REQUIRED = object()
 
 
 def require(ok: bool, argument: str, rule: str, value: object, function: str) -> None:
-    """Raises ValueError `function: argument must be rule, got value` unless `ok`."""
+    """Raises ValueError `function: argument must be rule, got value` unless `ok`; None reads as nothing."""
     if not ok:
-        shown = repr(value)
+        shown = "nothing" if value is None else repr(value)
         shown = shown if len(shown) <= 200 else shown[:200] + "..."
         raise ValueError(f"{function}: {argument} must be {rule}, got {shown}")
 
 
-def is_int(value: object) -> bool:
+def is_int(value: object) -> TypeGuard[int]:
     """Whether a value is an integer; True and False are not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -34,7 +34,7 @@ class Fields:
     def _get(self, key: str, kind: type, article: str, default: Any) -> Any:
         value = self.values.get(self.prefix + key)
         if value is None:
-            require(default is not _REQUIRED, self.prefix + key, article, "nothing", self.function)
+            require(default is not _REQUIRED, self.prefix + key, article, None, self.function)
             return default
         ok = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
         require(ok, self.prefix + key, article, value, self.function)

@@ -10,6 +10,7 @@ import torch
 
 from pyspec.models.checkpoint import Checkpoint
 from pyspec.models.config import weight_shapes
+from pyspec.models.fields import is_int
 from pyspec.models.gguf import GGUFFile, TensorInfo
 from pyspec.models.gguf_config import config_from_gguf
 from pyspec.models.gguf_tokenizer import tokenizer_from_gguf
@@ -58,6 +59,7 @@ class GGUFCheckpoint(Checkpoint):
             raise ValueError(f"{error} (file {self.path})") from None
         template = self._file.metadata.get("tokenizer.chat_template")
         self.chat_template = template if isinstance(template, str) else None
+        self.template_tokens = self._template_tokens()
 
     def _find_tensors(self) -> dict[str, TensorInfo]:
         shapes = weight_shapes(self.config)
@@ -77,6 +79,15 @@ class GGUFCheckpoint(Checkpoint):
         extra = next((name for name in self._file.tensors if name not in known), None)
         if extra is not None:
             raise ValueError(f"gguf: tensors must be those of {self.config.architecture}, got {extra}")
+        return found
+
+    def _template_tokens(self) -> dict[str, str]:
+        metadata, found = self._file.metadata, {}
+        tokens = metadata.get("tokenizer.ggml.tokens")
+        for name in ("bos", "eos"):
+            token = metadata.get(f"tokenizer.ggml.{name}_token_id")
+            if isinstance(tokens, list) and is_int(token) and 0 <= token < len(tokens):
+                found[f"{name}_token"] = tokens[token]
         return found
 
     def names(self) -> tuple[str, ...]:

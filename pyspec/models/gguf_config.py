@@ -93,7 +93,7 @@ def config_from_gguf(file: GGUFFile) -> ModelConfig:
     for key in ("attention.value_length", "rope.dimension_count"):
         value = keys.integer(key, head_dim)
         require(value == head_dim, f"{architecture}.{key}", f"the head dimension {head_dim}", value, "gguf")
-    require("token_embd.weight" in file.tensors, "token_embd.weight", "present", "nothing", "gguf")
+    require("token_embd.weight" in file.tensors, "token_embd.weight", "present", None, "gguf")
     window = keys.integer("attention.sliding_window", 0)
     max_position = keys.integer("context_length")
     gemma = architecture == "gemma3"

@@ -37,7 +37,7 @@ def _array(metadata: Mapping[str, Any], key: str, kind: type, length: int | None
     name = f"tokenizer.ggml.{key}"
     value: Any = metadata.get(name)
     expected = "an array of strings" if kind is list else "an array of numbers"
-    got = "nothing" if value is None else type(value).__name__
+    got = None if value is None else type(value).__name__
     require(isinstance(value, kind), name, expected, got, "gguf")
     if length is not None:
         require(len(value) == length, name, f"of length {length}", len(value), "gguf")
@@ -98,7 +98,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], eos_ids: Iterable[int] = ()
     """Tokenizer from `tokenizer.ggml.*`. ValueError names the key that is missing, odd or unsupported."""
     kind = metadata.get("tokenizer.ggml.model")
     known = kind in ("gpt2", "llama")
-    require(known, "tokenizer.ggml.model", "gpt2 or llama", "nothing" if kind is None else kind, "gguf")
+    require(known, "tokenizer.ggml.model", "gpt2 or llama", kind, "gguf")
     tokens: list[str] = _array(metadata, "tokens", list)
     types = _array(metadata, "token_type", np.ndarray, len(tokens))
     require(len(tokens) > 0, "tokenizer.ggml.tokens", "non-empty", 0, "gguf")
@@ -136,7 +136,7 @@ def _add_template(inner: Inner, metadata: Mapping[str, Any], tokens: list[str], 
         token = metadata.get(f"tokenizer.ggml.{name}_token_id")
         ok = isinstance(token, int) and 0 <= token < len(tokens)
         key = f"tokenizer.ggml.{name}_token_id"
-        require(ok, key, f"in [0, {len(tokens)})", "nothing" if token is None else token, "gguf")
+        require(ok, key, f"in [0, {len(tokens)})", token, "gguf")
         assert isinstance(token, int)
         parts.insert(0 if name == "bos" else len(parts), name)
         special.append({"id": name, "ids": [token], "tokens": [tokens[token]]})

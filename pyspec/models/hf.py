@@ -66,8 +66,19 @@ def read_json(path: Path) -> dict[str, Any]:
     return dict(value)
 
 
+def _template_tokens(described: dict[str, Any]) -> dict[str, str]:
+    """bos_token and eos_token of tokenizer_config.json: each a string, or an object with its content."""
+    found = {}
+    for name in ("bos_token", "eos_token"):
+        token = described.get(name)
+        token = token.get("content") if isinstance(token, dict) else token
+        if isinstance(token, str):
+            found[name] = token
+    return found
+
+
 class HFCheckpoint(Checkpoint):
-    """See Checkpoint. Weights are views of mapped safetensors files; Gemma's norms get their 1 added, in f32."""
+    """See Checkpoint. Weights are views of mapped files; the norms of Gemma get their 1 added, in f32."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -79,7 +90,10 @@ class HFCheckpoint(Checkpoint):
             raise ValueError(f"{error} (folder {self.path})") from None
         self._stored = self._open_shards()
         self._weights = self._find_weights()
-        self.chat_template = self._find_template()
+        tokens = self.path / "tokenizer_config.json"
+        described = read_json(tokens) if tokens.exists() else {}
+        self.chat_template = self._find_template(described.get("chat_template"))
+        self.template_tokens = _template_tokens(described)
 
     def _open_shards(self) -> dict[str, Any]:
         """Stored name -> the open file that holds it."""
@@ -87,7 +101,7 @@ class HFCheckpoint(Checkpoint):
         if not index.exists():
             shard = self._open("model.safetensors")
             return dict.fromkeys(shard.keys(), shard)
-        files = Fields("checkpoint", read_json(index), f"{index}: ").mapping("weight_map")
+        files = Fields(f"checkpoint {index}", read_json(index)).mapping("weight_map")
         for file in set(map(str, files.values())):
             rule = "a plain *.safetensors name in the folder"
             require(_SHARD.fullmatch(file) is not None, f"{index}: shard", rule, file, "checkpoint")
@@ -98,7 +112,7 @@ class HFCheckpoint(Checkpoint):
         opened = {file: self._open(file) for file in shards}
         held = {file: set(shard.keys()) for file, shard in opened.items()}
         for name, file in files.items():
-            require(name in held[file], f"{index}: {name}", f"a tensor of {file}", "nothing", "checkpoint")
+            require(name in held[file], f"{index}: {name}", f"a tensor of {file}", None, "checkpoint")
         return {name: opened[file] for name, file in files.items()}
 
     def _open(self, file: str) -> Any:
@@ -129,7 +143,7 @@ class HFCheckpoint(Checkpoint):
                 _, i, part = name.split(".")
                 stored = f"{root}layers.{i}.{layer[part]}"
             file = self._stored.get(stored)
-            require(file is not None, stored, f"{list(shape)}", "nothing", f"checkpoint {self.path}")
+            require(file is not None, stored, f"{list(shape)}", None, f"checkpoint {self.path}")
             entry = file.get_slice(stored)  # type: ignore[union-attr]
             got, dtype = entry.get_shape(), entry.get_dtype()
             require(got == list(shape), stored, f"{list(shape)}", got, f"checkpoint {self.path}")
@@ -155,14 +169,12 @@ class HFCheckpoint(Checkpoint):
     def _load_tokenizer(self) -> Tokenizer:
         return tokenizer_from_json(self.path / "tokenizer.json", self.config.eos_ids)
 
-    def _find_template(self) -> str | None:
+    def _find_template(self, template: object) -> str | None:
         file = self.path / "chat_template.jinja"
         if file.is_file():
             size = file.stat().st_size
             require(size <= MAX_JSON_BYTES, str(file), f"at most {MAX_JSON_BYTES} bytes", size, "checkpoint")
             return file.read_text("utf-8")
-        config = self.path / "tokenizer_config.json"
-        template = read_json(config).get("chat_template") if config.is_file() else None
         if isinstance(template, list):  # several named ones: take the default
             named = {
                 entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)

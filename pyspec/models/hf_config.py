@@ -83,7 +83,7 @@ def _rope(config: Fields, gemma: bool) -> tuple[float, float | None, Fields]:
     local = config.number("rope_local_base_freq") if gemma else None
     new = config.mapping("rope_parameters", {})
     if "full_attention" in new or "sliding_attention" in new:
-        layers = Fields("config", new, "rope_parameters.")
+        layers = Fields("config", new)
         require(gemma, "rope_parameters", "one set for all layers", sorted(new), "config")
         full = Fields("config", layers.mapping("full_attention", {}))
         sliding = Fields("config", layers.mapping("sliding_attention", {}))
