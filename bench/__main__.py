@@ -92,9 +92,9 @@ def main(
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code."""
-    from pyspec.cli.app import finish
+    from pyspec.cli.app import invoke
 
-    return finish(lambda: main.main(arguments, prog_name="python -m bench", standalone_mode=False))
+    return invoke(main, "python -m bench", sys.argv[1:] if arguments is None else arguments)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import click
 
@@ -46,19 +46,22 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def run(args: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code."""
-    return finish(lambda: cli.main(args, prog_name="pyspec", standalone_mode=False))
+    return invoke(cli, "pyspec", sys.argv[1:] if args is None else args)
 
 
-def finish(action: Callable[[], object]) -> int:
-    """Run a command and return its exit code, its errors printed as one line."""
+def invoke(command: click.Command, name: str, args: Sequence[str]) -> int:
+    """Run a click command and return its exit code, its errors printed as one line."""
     try:
-        result = action()
+        with command.make_context(name, list(args)) as context:
+            result = command.invoke(context)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
+    except click.exceptions.Exit as end:  # --help and --version
+        return end.exit_code
     except click.ClickException as error:
         _complain(error.format_message())
         return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
+    except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         os.dup2(

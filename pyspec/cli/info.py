@@ -76,10 +76,12 @@ def _missing(backends: Any, kernels: dict[str, list[str]]) -> dict[str, str]:
 
 def _models() -> dict[str, Any]:
     from pyspec import env
+    from pyspec.models.fetch import SOURCES
 
     folder = env.cache_dir()
     files = sorted(folder.rglob("*.gguf")) if folder.is_dir() else []
     return {
+        "known": sorted(SOURCES),
         "cache": str(folder),
         "cached": [{"file": str(path.relative_to(folder)), "bytes": path.stat().st_size} for path in files],
     }
@@ -100,6 +102,7 @@ def describe(facts: dict[str, Any]) -> str:
         ("backends", ", ".join(facts["backends"])),
         ("compiled ops", f"{len(compiled)} of {len(facts['ops'])}: {', '.join(compiled) or 'none'}"),
         *[(f"missing: {what}", why) for what, why in facts["missing"].items()],
+        ("known models", ", ".join(models["known"])),
         ("models", f"cached in {models['cache']}: "
                    + (", ".join(f"{m['file']} ({m['bytes'] / 1e6:.0f} MB)" for m in models["cached"]) or "none")),
     ]  # fmt: skip

@@ -11,8 +11,6 @@ from collections.abc import Callable
 import pytest
 from fake_llm import WORDS, FakeLLM
 
-from pyspec.cli import app
-
 TEXT = "".join(WORDS)
 Command = Callable[..., object]
 
@@ -199,9 +197,14 @@ def test_reader_that_leaves_is_no_error() -> None:
     assert errors == b""
 
 
-def test_unexpected_errors_are_not_hidden() -> None:
-    def broken() -> None:
-        raise KeyError("a bug")
-
+def test_unexpected_errors_are_not_hidden(fake: type[FakeLLM], pyspec_command: Command) -> None:
+    fake.error = KeyError("a bug")
     with pytest.raises(KeyError):
-        app.finish(broken)
+        pyspec_command("generate", "x")
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("generate", "-h"), ("bench", "--help"), ("--version",)])
+def test_help_is_no_error(pyspec_command: Command, arguments: tuple[str, ...]) -> None:
+    result = pyspec_command(*arguments)
+    assert (result.code, result.err) == (0, "")
+    assert "pyspec" in result.out or "bench" in result.out
