@@ -23,7 +23,7 @@ from pyspec.models.checkpoint import open_checkpoint
 from pyspec.models.decoder import decoder
 from pyspec.models.fetch import resolve_model
 from pyspec.models.rope_table import rope_table
-from pyspec.models.tokenizer import StreamDecoder
+from pyspec.models.tokenizer import StreamDecoder, Tokenizer
 from pyspec.trees.token_tree import TokenTree
 
 KV_DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
@@ -106,7 +106,7 @@ class LLM:
             self._calibrate()
 
     @property
-    def tokenizer(self):  # type: ignore[no-untyped-def]  # the type would import tokenizers for every user of this module
+    def tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
         return self.checkpoint.tokenizer
 
