@@ -6,33 +6,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from contract_tests import native
 from tiny import TINY
 from transformers import AutoModelForCausalLM
 
-from pyspec.engine import LLM, SamplingParams
-from pyspec.engine.batch import Work
-from pyspec.engine.request import Request
-from pyspec.engine.text import TextStream
+from pyspec.engine import LLM
 
 EXECUTORS = [
     "spec",
     pytest.param("compiled", marks=pytest.mark.skipif(native is None, reason="pyspec._C is not compiled")),
 ]
-
-
-def logits_of(llm: LLM, tokens: list[int]) -> torch.Tensor:
-    """Logits of every position, computed as one prefill chunk."""
-    pages = list(range(llm.num_pages))[: -(-len(tokens) // 16) + 1]
-    request = Request(tokens, SamplingParams(), TextStream(None, ()), None, 1, pages=pages)
-    chain = np.arange(-1, len(tokens) - 1, dtype=np.int32)
-    work = Work(request, np.array(tokens, dtype=np.int32), chain, chain + 1, len(tokens))
-    llm._batch.fill([work])
-    llm._executor.run()
-    return llm._executor.logits().clone()
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
@@ -49,7 +34,7 @@ def test_logits_equal_transformers(name: str, executor: str, tiny_model: Callabl
         exact = load(torch.float64)(ids).logits[0].double()
         low = load(torch.bfloat16)(ids).logits[0].double()
     llm = LLM(path, executor=executor, max_batch=2, max_context=64, kv_dtype="f32", speculation="off")
-    got = logits_of(llm, tokens).double()[:, : exact.size(1)]
+    got = llm.prompt_logits(tokens).double()[:, : exact.size(1)]
     assert got.shape == exact.shape
     assert (got - exact).abs().max() <= 2 * (low - exact).abs().max()
     assert (
