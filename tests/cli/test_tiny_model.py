@@ -13,7 +13,7 @@ from tiny import tiny_checkpoint
 
 import pyspec.engine
 from bench import bench_e2e, bench_equality, prompts
-from bench.harness import GateError, Options
+from bench.harness import GateError, Options, Row
 
 MESSAGES = [
     prompts.Prompt("set", text, chat=False)
@@ -104,10 +104,9 @@ def test_equality_sees_a_planted_difference(options: Options, monkeypatch: pytes
             return done
 
     monkeypatch.setattr(pyspec.engine, "LLM", Biased)
-    rows = []
+    rows: list[Row] = []  # extend() keeps what came before the error
     with pytest.raises(GateError, match="greedy/random/batch1, greedy/random/batch2$"):
-        for row in bench_equality.rows(replace(options, mode=("tree", "random"))):
-            rows.append(row)
+        rows.extend(bench_equality.rows(replace(options, mode=("tree", "random"))))
     bits = {row["case"]: row["value"] for row in rows if row["metric"] == "differing_logprob_bits"}
     assert bits.pop("greedy/random/batch1") > 0
     assert bits.pop("greedy/random/batch2") > 0
