@@ -97,11 +97,13 @@ def ways(options: Options) -> list[Way]:
     ]  # fmt: skip
 
 
-def answer(llm: LLM, texts: list[str], params: list[SamplingParams], batch: int) -> list[Completion]:
+def answer(
+    llm: LLM, prompts: list[str | list[int]], params: list[SamplingParams], batch: int
+) -> list[Completion]:
     """Answers of all texts, `batch` at a time."""
     done: list[Completion] = []
-    for i in range(0, len(texts), batch):
-        done += llm.generate(texts[i : i + batch], params[i : i + batch])
+    for i in range(0, len(prompts), batch):
+        done += llm.generate(prompts[i : i + batch], params[i : i + batch])
     return done
 
 

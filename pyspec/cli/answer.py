@@ -23,7 +23,7 @@ class Answer:
 
 
 def stream_answer(
-    llm: LLM, prompt: str, params: SamplingParams, *, echo: bool, parts: list[str] | None = None
+    llm: LLM, prompt: str | list[int], params: SamplingParams, *, echo: bool, parts: list[str] | None = None
 ) -> Answer:
     """Generate one answer; `echo` prints the text as it comes, ended by one newline.
 

@@ -89,7 +89,7 @@ def set_threads(threads: int | None) -> None:
         backends.native.set_num_threads(threads)
 
 
-def render_prompt(llm: LLM, text: str, chat: bool | None) -> str:
+def render_prompt(llm: LLM, text: str, chat: bool | None) -> str | list[int]:
     """The text as the model reads it: in its chat template if `chat`, as it is if not; None decides by the model."""
     if chat is None:
         chat = llm.checkpoint.chat_template is not None

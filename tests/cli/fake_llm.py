@@ -28,13 +28,14 @@ class FakeLLM:
         self.closed = 0
         type(self).made.append(self)
 
-    def chat_prompt(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        return "".join(f"<{m['role']}>{m['content']}" for m in messages) + "<assistant>"
+    def chat_prompt(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> list[int]:
+        return [ord(c) for m in messages for c in f"<{m['role']}>{m['content']}"]
 
-    def stream(self, prompt: str, params: SamplingParams) -> Iterator[StreamChunk]:
+    def stream(self, prompt: str | list[int], params: SamplingParams) -> Iterator[StreamChunk]:
         if self.error is not None:
             raise self.error
-        self.prompts.append((prompt, params))
+        text = prompt if isinstance(prompt, str) else "".join(map(chr, prompt))
+        self.prompts.append((text, params))
         return self._stream(params)
 
     def _stream(self, params: SamplingParams) -> Iterator[StreamChunk]:

@@ -21,7 +21,7 @@ def test_generate_prints_the_text_alone(fake: type[FakeLLM], pyspec_command: Com
     assert "2.0 tokens/s" in result.err
     assert "fake/isa" in result.err
     (llm,) = fake.made
-    assert llm.prompts[0][0] == "<user>Where do they go?<assistant>"
+    assert llm.prompts[0][0] == "<user>Where do they go?"
     assert llm.closed == 1
 
 
@@ -109,9 +109,9 @@ def test_chat_keeps_the_conversation(fake: type[FakeLLM], pyspec_command: Comman
     assert (result.code, result.out) == (0, 3 * (TEXT + "\n"))
     prompts = [prompt for prompt, _ in fake.made[0].prompts]
     assert prompts == [
-        "<system>Be brief.<user>one<assistant>",
-        f"<system>Be brief.<user>one<assistant>{TEXT}<user>two<assistant>",
-        "<system>Be brief.<user>three<assistant>",
+        "<system>Be brief.<user>one",
+        f"<system>Be brief.<user>one<assistant>{TEXT}<user>two",
+        "<system>Be brief.<user>three",
     ]
 
 
@@ -119,9 +119,7 @@ def test_chat_survives_ctrl_c_and_keeps_what_was_said(fake: type[FakeLLM], pyspe
     fake.interrupt_after = 1
     result = pyspec_command("chat", stdin="one\ntwo\n")
     assert result.code == 0
-    assert [prompt for prompt, _ in fake.made[0].prompts][
-        1
-    ] == "<user>one<assistant>Herring<user>two<assistant>"
+    assert [prompt for prompt, _ in fake.made[0].prompts][1] == "<user>one<assistant>Herring<user>two"
     assert fake.made[0].closed == 2
 
 
