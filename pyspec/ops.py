@@ -12,7 +12,18 @@ from torch import Tensor
 from pyspec import spec
 from pyspec.backends import call
 
-__all__ = ["add_rms_norm", "rms_norm"]
+__all__ = [
+    "add_rms_norm",
+    "append_kv",
+    "commit_kv",
+    "rms_norm",
+    "rope",
+    "sample",
+    "softcap",
+    "tile_kv",
+    "tree_attention",
+    "verify_tree",
+]
 
 
 def rms_norm(x: Tensor, weight: Tensor, *, eps: float = 1e-6, backend: str | None = None) -> Tensor:
@@ -25,3 +36,125 @@ def add_rms_norm(
 ) -> Tensor:
     """residual [M, K] f32 += delta [M, K] f32 in place; returns rms_norm of the sum, [M, K] f32."""
     return call(spec.add_rms_norm, (residual, delta, weight), {"eps": eps}, backend)
+
+
+def rope(
+    x: Tensor, positions: Tensor, rope_table: Tensor, *, interleaved: bool = False, backend: str | None = None
+) -> Tensor:
+    """Rotary position embedding of x [T, H, D] f32|bf16|f16 at positions [T] i32; returns the same shape and dtype.
+
+    rope_table [X, Y] f32: for every position Y/2 cosines, then Y/2 sines; Y <= D is rotated, the rest copied. Pairs are
+    (i, i + Y/2), or (2i, 2i + 1) if interleaved. Raises ValueError for a position outside the table.
+    """
+    return call(spec.rope, (x, positions, rope_table), {"interleaved": interleaved}, backend)
+
+
+def append_kv(
+    k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tensor, positions: Tensor, rope_table: Tensor | None = None,
+    *, interleaved: bool = False, kv_layout: str = "paged", backend: str | None = None,
+) -> None:  # fmt: skip
+    """RoPE on k [T, G, D] f32 (if a table is given), and k and v written to slots [T] i64 of the pages [P, S, G, D] in place.
+
+    A slot is page * S + offset; slots must differ. Raises ValueError, before anything is written, for a slot or position out of range.
+    """
+    args = (k, v, k_pages, v_pages, slots, positions, rope_table)
+    call(spec.append_kv, args, {"interleaved": interleaved, "kv_layout": kv_layout}, backend)
+
+
+def commit_kv(
+    k_pages: Tensor, v_pages: Tensor, page_table: Tensor, kv_len: Tensor, path: Tensor, path_len: Tensor,
+    *, kv_layout: str = "paged", backend: str | None = None,
+) -> None:  # fmt: skip
+    """Move the KV of the accepted nodes path[b, :path_len[b]] behind the kv_len[b] committed tokens, in place.
+
+    path [B, E] i32 strictly increasing, page_table [B, W] i32, kv_len and path_len [B] i32. Raises ValueError, before
+    anything is moved, for a path that does not increase or leaves the table.
+    """
+    call(
+        spec.commit_kv,
+        (k_pages, v_pages, page_table, kv_len, path, path_len),
+        {"kv_layout": kv_layout},
+        backend,
+    )
+
+
+def tile_kv(
+    k_pages: Tensor, v_pages: Tensor, *, inverse: bool = False, backend: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """Copies of k_pages and v_pages [P, S, G, D] in the tiled layout (or back to the paged one); S % 16 == 0, D even."""
+    return call(spec.tile_kv, (k_pages, v_pages), {"inverse": inverse}, backend)
+
+
+def tree_attention(
+    q: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, kv_len: Tensor, cu_t: Tensor, parents: Tensor,
+    *, scale: float, window: int = 0, softcap: float = 0.0, kv_layout: str = "paged", backend: str | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Attention of the nodes of B token trees, q [T, H, D], to a paged KV cache [P, S, G, D]; returns out [T, H, D] like q and lse [T, H] f32.
+
+    Request b has kv_len[b] committed tokens in its slots (page_table [B, W] i32) and the nodes cu_t[b] .. cu_t[b+1], whose KV is already
+    in the slots behind them. parents [T] i32 is local: -1 for the root, parents[i] < i; -1, 0, 1, ... is a chain. A node sees the committed
+    tokens, its ancestors and itself (within `window` positions if > 0). Scores are scaled by `scale`, then capped by softcap * tanh(s / softcap)
+    if softcap > 0; lse is the natural logarithm of the sum of their exponentials. `kv_layout` is "paged", or "tiled" (see tile_kv).
+
+    A row's bits depend on its query and the keys it sees alone. Raises ValueError for unsorted or cyclic parents, offsets, lengths or
+    pages out of range, before anything is launched.
+    """
+    args = (q, k_pages, v_pages, page_table, kv_len, cu_t, parents)
+    kwargs = {"scale": scale, "window": window, "softcap": softcap, "kv_layout": kv_layout}
+    return call(spec.tree_attention, args, kwargs, backend)
+
+
+def sample(
+    logits: Tensor,
+    positions: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    seed: Tensor,
+    stream: Tensor,
+    *,
+    num_logprobs: int = 0,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One token per row of logits [T, V] f32, the same bits on every backend.
+
+    positions [T] i32 (absolute position of the token to be emitted), temperature [T] f32 (0 greedy), top_k [T] i32 (0 off),
+    top_p [T] f32 (1 off), min_p [T] f32 (0 off), seed [T] i64, stream [T] i32 (sample index of the request).
+    Returns token [T] i32, logprob [T] f32 (of the raw logits), top_tokens [T, N] i32, top_logprobs [T, N] f32, N = num_logprobs.
+    """
+    args = (logits, positions, temperature, top_k, top_p, min_p, seed, stream)
+    return call(spec.sample, args, {"num_logprobs": num_logprobs}, backend)
+
+
+def verify_tree(
+    logits: Tensor,
+    tokens: Tensor,
+    parents: Tensor,
+    cu_t: Tensor,
+    position: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    seed: Tensor,
+    stream: Tensor,
+    *,
+    max_path: int,
+    num_logprobs: int = 0,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Walk each request's token tree with the tokens of plain decoding; the tree cannot change what is emitted.
+
+    logits [T, V] f32 (a row per node), tokens [T] i32, parents [T] i32 (local, -1 for the root), cu_t [B+1] i32,
+    position [B] i32 (absolute position of the root); the other tensors [B] as in `sample`. Returns path [B, E] i32
+    (local indices of accepted nodes, root first), path_len [B] i32, emitted [B, E] i32 (the last one is the next root),
+    logprobs [B, E] f32, top_tokens [B, E, N] i32, top_logprobs [B, E, N] f32; E = max_path, N = num_logprobs.
+    """
+    args = (logits, tokens, parents, cu_t, position, temperature, top_k, top_p, min_p, seed, stream)
+    return call(spec.verify_tree, args, {"max_path": max_path, "num_logprobs": num_logprobs}, backend)
+
+
+def softcap(x: Tensor, *, cap: float, backend: str | None = None) -> Tensor:
+    """cap * tanh(x / cap) of x [M, K] f32, elementwise; ValueError unless cap is positive and finite."""
+    return call(spec.softcap, (x,), {"cap": cap}, backend)

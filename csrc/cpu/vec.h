@@ -77,6 +77,12 @@ inline I32 shift_right(I32 a) {  // arithmetic
 inline void store_i8(int8_t* p, I32 a) {  // saturating
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(a.v));
 }
+// The same as load_bf16_pairs for f16.
+inline void load_f16_pairs(const uint16_t* p, F32& even, F32& odd) {
+  const __m512i raw = _mm512_loadu_si512(p);
+  even.v = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(raw));
+  odd.v = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(raw, 16)));
+}
 
 #elif defined(PYSPEC_ISA_AVX2)
 
@@ -169,6 +175,16 @@ inline void store_i8(int8_t* p, I32 a) {
   alignas(32) int32_t t[16];
   istore(t, a);
   for (int i = 0; i < 16; ++i) p[i] = int8_t(t[i] < -128 ? -128 : t[i] > 127 ? 127 : t[i]);
+}
+inline __m256 f16_pair_half(__m256i words) {  // the low 16 bits of 8 words
+  const __m256i packed = _mm256_packus_epi32(_mm256_and_si256(words, _mm256_set1_epi32(0xffff)), words);
+  return _mm256_cvtph_ps(_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
+}
+inline void load_f16_pairs(const uint16_t* p, F32& even, F32& odd) {
+  const __m256i lo = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  const __m256i hi = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 16));
+  even = {f16_pair_half(lo), f16_pair_half(hi)};
+  odd = {f16_pair_half(_mm256_srli_epi32(lo, 16)), f16_pair_half(_mm256_srli_epi32(hi, 16))};
 }
 
 #else  // generic and NEON: arrays that the compiler vectorises
@@ -290,6 +306,12 @@ inline I32 shift_right(I32 a) {
 }
 inline void store_i8(int8_t* p, I32 a) {
   PYSPEC_EACH p[i] = int8_t(a.v[i] < -128 ? -128 : a.v[i] > 127 ? 127 : a.v[i]);
+}
+inline void load_f16_pairs(const uint16_t* p, F32& even, F32& odd) {
+  PYSPEC_EACH {
+    even.v[i] = f16_to_f32(p[2 * i]);
+    odd.v[i] = f16_to_f32(p[2 * i + 1]);
+  }
 }
 #undef PYSPEC_EACH
 

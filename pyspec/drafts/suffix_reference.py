@@ -11,14 +11,15 @@ longest suffix of the context, and of shorter ones, and follows all of them at o
     P(path)     = product of P(c | n) along the path
 
 Counts are the weights (equal occurrences add up), a long match outweighs short ones, and the escape is the
-caution: one occurrence of one token promises 1/(1 + escape), longer and repeated ones come near 1. Square
-and escape were chosen on code and prose, where predictions then agree with acceptance within 0.1. An
-occurrence that reaches the end of the text goes on with the root and the path itself: loops are drafted whole.
+caution: one occurrence of one token promises 1/(1 + escape), longer and repeated ones come near 1. Square and
+escape were chosen on code and prose, where predictions then agree with acceptance within 0.1. An occurrence
+that reaches the end of the text goes on with the root and the path itself: loops are drafted whole.
 """
 
 from __future__ import annotations
 
 import heapq
+import operator
 from collections.abc import Sequence
 
 import numpy as np
@@ -62,7 +63,11 @@ class SuffixIndex:
 
     def append(self, tokens: Sequence[int] | NDArray[np.int32]) -> None:
         """Appends tokens (ids >= 0, int32) to the last document; nothing is appended if one is invalid."""
-        ids = tokens.tolist() if isinstance(tokens, np.ndarray) else list(tokens)
+        if isinstance(tokens, np.ndarray) and tokens.ndim != 1:
+            raise ValueError(
+                f"SuffixIndex.append: tokens must be one-dimensional, got {tokens.ndim} dimensions"
+            )
+        ids = [operator.index(token) for token in tokens]
         for i, token in enumerate(ids):
             if not 0 <= token < 2**31:
                 found = f"tokens[{i}] = {token}"

@@ -40,7 +40,9 @@ class Work:
 class StepBatch:
     """Inputs of a step for up to `max_tokens` nodes of `max_batch` requests (letters: T, R rows of logits, B, W)."""
 
-    def __init__(self, max_tokens: int, max_rows: int, max_batch: int, table_width: int, page_size: int) -> None:
+    def __init__(
+        self, max_tokens: int, max_rows: int, max_batch: int, table_width: int, page_size: int
+    ) -> None:
         self.max_tokens, self.max_rows, self.page_size = max_tokens, max_rows, page_size
         self.T = self.R = self.B = 0
         self.requests: list[Request] = []
@@ -51,7 +53,10 @@ class StepBatch:
         self.cu_t, self._cu_t = _array(max_batch + 1)
         self.kv_len, self._kv_len = _array(max_batch)
         self.page_table, table = _array(max_batch * table_width)
-        self.page_table, self._page_table = self.page_table.view(max_batch, table_width), table.reshape(max_batch, -1)
+        self.page_table, self._page_table = (
+            self.page_table.view(max_batch, table_width),
+            table.reshape(max_batch, -1),
+        )
         self.logit_rows, self._logit_rows = _array(max_rows)
 
     def fill(self, works: Sequence[Work]) -> None:
@@ -66,7 +71,9 @@ class StepBatch:
             table = self._page_table[b]
             table[: len(request.pages)] = request.pages
             logical = np.arange(length, length + n)
-            self._slots[t:end] = table[logical // self.page_size] * np.int64(self.page_size) + logical % self.page_size
+            self._slots[t:end] = (
+                table[logical // self.page_size] * np.int64(self.page_size) + logical % self.page_size
+            )
             self._kv_len[b] = length
             self._cu_t[b + 1] = end
             self._logit_rows[rows : rows + work.logit_rows] = np.arange(end - work.logit_rows, end)

@@ -35,7 +35,13 @@ class KVCache:
     """K and V pages [P, S, G, D] of every layer, in the layout of the executor (see tree_attention's kv_layout)."""
 
     def __init__(
-        self, num_layers: int, num_pages: int, page_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype
+        self,
+        num_layers: int,
+        num_pages: int,
+        page_size: int,
+        kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
     ) -> None:
         shape = (num_layers, num_pages, page_size, kv_heads, head_dim)
         self.k = torch.zeros(shape, dtype=dtype)

@@ -88,7 +88,13 @@ class Request:
         """Tokens that may still be emitted."""
         return self.max_output - len(self.output)
 
-    def emit(self, tokens: list[int], logprobs: list[float], top: list[list[tuple[int, float]]], eos: tuple[int, ...]) -> None:
+    def emit(
+        self,
+        tokens: list[int],
+        logprobs: list[float],
+        top: list[list[tuple[int, float]]],
+        eos: tuple[int, ...],
+    ) -> None:
         """Take the tokens of one step, up to whatever ends the answer."""
         for i, token in enumerate(tokens):
             self.output.append(token)
@@ -108,7 +114,10 @@ class Request:
     def stats(self) -> RequestStats:
         now = self.finished or time.perf_counter()
         prefilled = self.prefilled or now
-        decode, decoded = now - prefilled, max(0, len(self.output) - 1)  # the first token comes from the prefill
+        decode, decoded = (
+            now - prefilled,
+            max(0, len(self.output) - 1),
+        )  # the first token comes from the prefill
         return RequestStats(
             prompt_tokens=len(self.prompt),
             output_tokens=len(self.output),

@@ -23,7 +23,12 @@ class Runner:
     """Runs the step loop of the scheduler's requests on one executor."""
 
     def __init__(
-        self, executor: Executor, batch: StepBatch, scheduler: Scheduler, speculator: Speculator, eos: tuple[int, ...]
+        self,
+        executor: Executor,
+        batch: StepBatch,
+        scheduler: Scheduler,
+        speculator: Speculator,
+        eos: tuple[int, ...],
     ) -> None:
         self._executor, self._batch, self._scheduler = executor, batch, scheduler
         self._speculator, self._eos = speculator, eos
@@ -61,7 +66,9 @@ class Runner:
         wanted = max((work.request.params.logprobs or 0) for work in works)
         path, path_len, emitted, logprobs, top_tokens, top_logprobs = (
             out.numpy()
-            for out in ops.verify_tree(self._executor.logits(), *arguments, max_path=longest, num_logprobs=wanted)
+            for out in ops.verify_tree(
+                self._executor.logits(), *arguments, max_path=longest, num_logprobs=wanted
+            )
         )
         self._commit(works, path, path_len)
         now = time.perf_counter()
@@ -78,7 +85,9 @@ class Runner:
                 committed = work.tokens[path[b, :n]].tolist()
                 self._speculator.observe(request, proposals[request], path[b, :n])
             top = [
-                list(zip(top_tokens[b, i].tolist(), top_logprobs[b, i].tolist(), strict=True))[: request.params.logprobs]
+                list(zip(top_tokens[b, i].tolist(), top_logprobs[b, i].tolist(), strict=True))[
+                    : request.params.logprobs
+                ]
                 for i in range(n if request.params.logprobs else 0)
             ]
             request.emit(emitted[b, :n].tolist(), logprobs[b, :n].tolist(), top, self._eos)

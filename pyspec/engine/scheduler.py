@@ -13,7 +13,9 @@ class Scheduler:
     """First come, first served. A request is admitted when pages for its longest possible state are free, so
     that a running request never waits for pages and is never preempted."""
 
-    def __init__(self, pool: PagePool, max_batch: int, page_size: int, max_nodes: int, prefill_chunk: int) -> None:
+    def __init__(
+        self, pool: PagePool, max_batch: int, page_size: int, max_nodes: int, prefill_chunk: int
+    ) -> None:
         self._pool, self._max_batch, self._page_size = pool, max_batch, page_size
         self._max_nodes, self._prefill_chunk = max_nodes, prefill_chunk
         self.waiting: deque[Request] = deque()

@@ -50,7 +50,9 @@ class Speculator:
 
     def calibrate(self, step: Callable[[int, int], object], contexts: Sequence[int], key: str) -> None:
         """Measure seconds by nodes and context with step(nodes, context), or take them from the cache under `key`."""
-        nodes = [n for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256, 512, 1024) if n <= self._max_nodes]
+        nodes = [
+            n for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256, 512, 1024) if n <= self._max_nodes
+        ]
         key = f"{platform.machine()} {platform.processor()} {key} nodes={nodes} contexts={list(contexts)}"
         self.table = CostTable.cached(key, lambda: CostTable.measure(step, nodes, contexts))
 

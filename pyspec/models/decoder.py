@@ -25,6 +25,8 @@ def decoder(config: ModelConfig) -> Program:
     rows = trace.op("gather_rows", (h,), trace.buffer("rows", config.hidden_size, "R"))
     head = "embed" if config.tie_embeddings else "lm_head"
     logits = trace.op("linear", (rows,), trace.buffer("logits", config.vocab_size, "R"), head, parts=1)
+    if config.logit_softcap:
+        trace.op("softcap", (logits,), logits, cap=config.logit_softcap)
     return trace.program(logits)
 
 
@@ -55,7 +57,9 @@ def _attention(trace: Tracer, config: ModelConfig, i: int, h: Ref) -> Ref:
         "tree_attention", (q,), trace.buffer("attended", heads * dim), layer=i, heads=heads,
         scale=config.attn_scale, softcap=config.attn_softcap, window=config.sliding_window if sliding else 0,
     )  # fmt: skip
-    out = trace.op("linear", (attended,), trace.buffer("delta", config.hidden_size), layer + "o_proj", parts=1)
+    out = trace.op(
+        "linear", (attended,), trace.buffer("delta", config.hidden_size), layer + "o_proj", parts=1
+    )
     return _post_norm(trace, config, out, layer + "post_attn_norm")
 
 
@@ -65,7 +69,9 @@ def _mlp(trace: Tracer, config: ModelConfig, i: int, h: Ref) -> Ref:
     trace.op("linear", (h,), gate_up, layer + "gate_proj", layer + "up_proj", parts=2)
     op = "silu_mul" if config.activation == "silu" else "gelu_mul"
     hidden = trace.op(op, (gate_up,), trace.buffer("hidden", size))
-    out = trace.op("linear", (hidden,), trace.buffer("delta", config.hidden_size), layer + "down_proj", parts=1)
+    out = trace.op(
+        "linear", (hidden,), trace.buffer("delta", config.hidden_size), layer + "down_proj", parts=1
+    )
     return _post_norm(trace, config, out, layer + "post_mlp_norm")
 
 

@@ -94,7 +94,8 @@ def merge_trees(trees: Sequence[TokenTree], max_nodes: int = MAX_NODES) -> Token
     """The union of trees with the same root token and the same drawing rule; shared prefixes become one.
 
     Nodes come level by level, earlier trees first; the first `max_nodes` are kept. The union of random
-    drawings follows no rule that a verifier knows: only `deterministic` and `shared_noise` trees can be merged.
+    drawings follows no rule that a verifier knows: only `deterministic` and `shared_noise` trees can be
+    merged.
     """
     if not trees:
         raise ValueError("merge_trees: trees must hold at least one tree, got none")

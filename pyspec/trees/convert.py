@@ -38,14 +38,15 @@ class SGLangTrees:
 
 @dataclass(frozen=True, eq=False)
 class FlashInferMask:
-    """FlashInfer's packed custom mask: per request the row-major bits of bool [T_b, L_b + T_b], little-endian.
+    """FlashInfer's packed custom mask: per request row-major, little-endian bits of bool [T_b, L_b + T_b].
 
-    packed_mask  uint8 [mask_indptr[B]]  every request starts at a byte of its own; its last byte ends in zeros
+    packed_mask  uint8 [mask_indptr[B]]  every request starts at a byte of its own and ends in zero bits
     mask_indptr  int32 [B + 1]           byte offsets, ceil(T_b * (L_b + T_b) / 8) apart
     qo_indptr    int32 [B + 1]           node offsets (cu_t)
     kv_lengths   int32 [B]               L_b + T_b
 
-    Bit q * (L_b + T_b) + k of request b is 1 if its node q sees slot k: all L_b committed tokens and its ancestors.
+    Bit q * (L_b + T_b) + k of request b is 1 if its node q sees slot k: all L_b committed tokens, its
+    ancestors and itself.
     """
 
     packed_mask: NDArray[np.uint8]
@@ -58,8 +59,8 @@ class FlashInferMask:
 class TensorRTLLMTrees:
     """TensorRT-LLM's spec-decoding inputs; N is the largest tree's node count.
 
-    packed_mask         int32 [T, ceil(N / 32)]  bit j % 32 of word j // 32 in a node's row: node j is the node
-                                                 itself or an ancestor; all rows of request 0, then request 1, ...
+    packed_mask         int32 [T, ceil(N / 32)]  bit j % 32 of word j // 32 in a node's row: node j is the
+                                                 node itself or an ancestor; rows of request 0, then 1, ...
     position_offsets    int32 [B, N]             depth of each node, 0 in the padding
     generation_lengths  int32 [B]                node counts
     """
@@ -70,7 +71,7 @@ class TensorRTLLMTrees:
 
 
 def to_sglang(batch: TreeBatch, num_nodes: int | None = None) -> SGLangTrees:
-    """SGLang's links with `num_nodes` per request (default: the largest tree's), at least the largest tree's."""
+    """SGLang's links with `num_nodes` nodes per request: at least the largest tree's number, the default."""
     least = batch.max_nodes
     width = least if num_nodes is None else num_nodes
     if width < least:
@@ -118,7 +119,7 @@ def from_sglang(links: SGLangTrees, drawn: Drawn = Drawn.DETERMINISTIC, pruned: 
 
 
 def to_flashinfer(batch: TreeBatch, context_lengths: Sequence[int]) -> FlashInferMask:
-    """FlashInfer's packed mask of trees that follow `context_lengths` (L, one per request) committed tokens."""
+    """FlashInfer's packed mask of trees behind `context_lengths` (L, one per request) committed tokens."""
     lengths = _context_lengths("to_flashinfer", context_lengths, len(batch))
     packed = []
     for tree, length in zip(batch.trees, lengths, strict=True):
@@ -150,6 +151,9 @@ def from_flashinfer(
             f"{name}: mask_indptr, qo_indptr, kv_lengths must be [B + 1], [B + 1], [B], got "
             f"[{len(mask.mask_indptr)}], [{len(mask.qo_indptr)}], [{len(mask.kv_lengths)}]"
         )
+    if len(mask.packed_mask) != mask.mask_indptr[-1]:
+        size = len(mask.packed_mask)
+        raise ValueError(f"{name}: packed_mask must have {mask.mask_indptr[-1]} bytes, got {size}")
     if len(tokens) != mask.qo_indptr[-1]:
         raise ValueError(f"{name}: tokens must have {mask.qo_indptr[-1]} nodes, got {len(tokens)}")
     trees = []
@@ -161,7 +165,7 @@ def from_flashinfer(
         if count < 1 or kv_length < count:
             raise ValueError(f"{name}: kv_lengths must be >= {max(count, 1)} nodes, got {kv_length} at {b}")
         got = mask.mask_indptr[b : b + 2].tolist()
-        if got != [begin, end] or end > len(mask.packed_mask):
+        if got != [begin, end]:
             raise ValueError(f"{name}: mask_indptr must be {[begin, end]} for request {b}, got {got}")
         bits = np.unpackbits(mask.packed_mask[begin:end], bitorder="little").astype(bool)
         if bits[count * kv_length :].any():
@@ -169,7 +173,7 @@ def from_flashinfer(
         rows = bits[: count * kv_length].reshape(count, kv_length)
         if not rows[:, : kv_length - count].all():
             raise ValueError(f"{name}: packed_mask must show all committed tokens, got zeros in request {b}")
-        parents = _parents_of_rows(name, "packed_mask", b, rows[:, kv_length - count :])
+        parents = _parents_of_rows(name, b, rows[:, kv_length - count :])
         trees.append(TokenTree(tokens[first:last], parents, drawn, pruned))
         begin = end
     return TreeBatch.of(trees)
@@ -218,7 +222,7 @@ def from_tensorrt_llm(
         own = rows[begin : begin + count]
         if own[:, count:].any():
             raise ValueError(f"{name}: packed_mask must have {count} columns in request {b}, got ones beyond")
-        parents = _parents_of_rows(name, "packed_mask", b, own[:, :count])
+        parents = _parents_of_rows(name, b, own[:, :count])
         tree = TokenTree(tokens[begin : begin + count], parents, drawn, pruned)
         offsets = inputs.position_offsets[b, :count]
         if not np.array_equal(offsets, tree.depths):
@@ -258,22 +262,22 @@ def _parents_of_links(b: int, next_token: list[int], next_sibling: list[int]) ->
     return [parents[node] for node in range(len(parents))]
 
 
-def _parents_of_rows(name: str, argument: str, b: int, rows: NDArray[np.bool_]) -> NDArray[np.int32]:
-    """Parents such that each of the mask rows is the node itself and its ancestors."""
+def _parents_of_rows(name: str, b: int, rows: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Parents such that each of the mask rows of request b is the node itself and its ancestors."""
     parents = np.full(len(rows), -1, dtype=np.int32)
     for node in range(len(rows)):
         ancestors = np.flatnonzero(rows[node, :node])
         expected = np.zeros(len(rows), dtype=bool)
         if node:
             if not len(ancestors):
-                raise ValueError(f"{name}: {argument} must have one root, got a second at node {node} of {b}")
+                rule = "packed_mask must have one root"
+                raise ValueError(f"{name}: {rule}, got a second at node {node} of {b}")
             parents[node] = ancestors[-1]
             expected |= rows[parents[node]]
         expected[node] = True
         if not np.array_equal(rows[node], expected):
-            raise ValueError(
-                f"{name}: {argument} must show node and ancestors, got another row {node} of {b}"
-            )
+            rule = "packed_mask must show the node and its ancestors"
+            raise ValueError(f"{name}: {rule}, got another row at node {node} of {b}")
     return parents
 
 

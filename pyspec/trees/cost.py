@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How large a tree pays: measured step times, calibrated acceptance, and the size with most tokens a second."""
+"""How large a tree pays: measured step times, calibrated acceptance, the size with most tokens a second."""
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import hashlib
 import json
@@ -13,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,8 +39,9 @@ class CostTable:
     contexts  ascending committed lengths L, at least one
     seconds   seconds[c][n] for contexts[c] and nodes[n], finite and positive
 
-    Times between the points are interpolated linearly, made non-decreasing in the nodes (a measurement that says
-    otherwise is noise), held constant outside the contexts, and extrapolated with the last slope beyond the nodes.
+    Times between the points are interpolated linearly, made non-decreasing in the nodes (a measurement that
+    says otherwise is noise), held constant outside the contexts, and extrapolated with the last slope beyond
+    the nodes.
     """
 
     nodes: tuple[int, ...]
@@ -66,9 +69,9 @@ class CostTable:
         contexts: Sequence[int] = (0,),
         repeats: int = 5,
     ) -> CostTable:
-        """Times step(nodes, context) at every point: medians of `repeats` rounds over all points, after one untimed.
+        """Times step(nodes, context) at every point: medians of `repeats` rounds after one that is not timed.
 
-        Rounds visit the points in turn, so that a slow moment of the machine does not fall on one point alone.
+        A round visits every point, so that a slow moment of the machine does not fall on one point alone.
         """
         if repeats < 1:
             raise ValueError(f"CostTable.measure: repeats must be >= 1, got {repeats}")
@@ -84,11 +87,19 @@ class CostTable:
         rows = tuple(tuple(statistics.median(times[c, n]) for n in nodes) for c in contexts)
         return cls(tuple(nodes), tuple(contexts), rows)
 
+    @cached_property
+    def _rows(self) -> NDArray[np.float64]:
+        return np.maximum.accumulate(np.array(self.seconds), axis=1)
+
     def curve(self, max_nodes: int, context: float = 0) -> NDArray[np.float64]:
         """float64 [max_nodes]: seconds of a step with 1, 2, ..., max_nodes nodes."""
-        rows = np.array(self.seconds)
-        row = np.array([np.interp(context, self.contexts, column) for column in rows.T])
-        row = np.maximum.accumulate(row)
+        last = len(self.contexts) - 1
+        upper = min(bisect.bisect_left(self.contexts, context), last)
+        row = self._rows[upper]
+        if upper and context < self.contexts[upper]:
+            below, above = self.contexts[upper - 1 : upper + 1]
+            share = (context - below) / (above - below)
+            row = (1 - share) * self._rows[upper - 1] + share * row
         counts = np.arange(1, max_nodes + 1)
         curve = np.interp(counts, self.nodes, row)
         if len(self.nodes) > 1:
@@ -111,7 +122,7 @@ class CostTable:
             nodes = tuple(_integer(value) for value in data["nodes"])
             contexts = tuple(_integer(value) for value in data["contexts"])
             rows = tuple(tuple(float(value) for value in row) for row in data["seconds"])
-        except (KeyError, TypeError, RecursionError) as error:
+        except (ArithmeticError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"CostTable.from_json: text must be a cost table, got {error!r}") from error
         return cls(nodes, contexts, rows)
 
@@ -119,8 +130,9 @@ class CostTable:
     def cached(cls, key: str, measure: Callable[[], CostTable], folder: Path | None = None) -> CostTable:
         """The table kept under `key` (machine, model, threads, ...), or a new one from `measure`, then kept.
 
-        Files lie in `folder`, by default `env.cache_dir() / "cost"`. An unreadable or corrupt file is measured
-        anew and replaced at once or not at all; a folder that cannot be written costs only the next measurement.
+        Files lie in `folder`, by default `env.cache_dir() / "cost"`. An unreadable or corrupt file is
+        measured anew and replaced at once or not at all; a folder that cannot be written costs only the next
+        measurement.
         """
         folder = folder or env.cache_dir() / "cost"
         path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
@@ -145,8 +157,8 @@ class Calibration:
     """What a draft's path probabilities are worth, learned online.
 
     The range [0, 1] is split into `buckets`; each holds how many nodes were tried and accepted, with `prior`
-    imaginary trials that succeeded as often as predicted. All counts shrink by `decay` at every step, also when
-    nothing was proposed: a draft that failed is believed again a little later.
+    imaginary trials that succeeded as often as predicted. All counts shrink by `decay` at every step, also
+    when nothing was proposed: a draft that failed is believed again a little later.
     """
 
     buckets: int = 16
@@ -197,10 +209,11 @@ def choose_sizes(
 ) -> list[int]:
     """How many of each proposal's first nodes to verify in a step that serves all of them together.
 
-    Maximises (B + sum of the kept nodes' acceptance probabilities) / seconds(all kept nodes): expected tokens a
-    second. Nodes join in order of probability over all requests, so every request gets what its draft is worth.
-    Returns 1 for every request (plain decoding) unless the rate beats plain decoding's by `margin`. `contexts` are
-    the requests' committed lengths; the table is read at their mean. `calibration` may be one per request.
+    Maximises (B + sum of the kept nodes' acceptance probabilities) / seconds(all kept nodes): expected tokens
+    a second. Nodes join in order of probability over all requests, so every request gets what its draft is
+    worth. Returns 1 for every request (plain decoding) unless the rate beats plain decoding's by `margin`.
+    `contexts` are the requests' committed lengths; the table is read at their mean. `calibration` may be one
+    per request.
     """
     num_requests = len(proposals)
     if not num_requests:
@@ -233,7 +246,8 @@ def choose_size(
 def prune(tree: TokenTree, keep: Sequence[int]) -> TokenTree:
     """The nodes of `tree` in `keep`, which must hold the root and every kept node's parent; marked pruned.
 
-    Deterministic and shared-noise trees stay exact for every verifier that took them, others for the walks alone.
+    Deterministic and shared-noise trees stay exact for every verifier that took them, others for the walks
+    alone.
     """
     kept = sorted(set(keep))
     if not kept or kept[0] != 0 or kept[-1] >= len(tree):

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""tree_attention: a ragged batch of token trees, chains and single tokens attends to a paged KV cache.
+
+    request b has L = kv_len[b] committed tokens in logical slots 0 .. L-1 and the nodes i = 0 .. n-1 (cu_t[b] .. cu_t[b+1])
+    node i's KV is already in logical slot L + i; its position is L + depth(i)
+    it sees the committed tokens, its ancestors and itself; with a window, only positions > position - window
+    s = scale * (q . k);  s = softcap * tanh(s / softcap) if softcap > 0
+    out = sum softmax(s) v;  lse = log(sum exp(s)), natural
+
+T nodes, H = G * R query heads over G KV heads (head h reads KV head h // R), D head dim, B requests, P pages of S slots, W columns of
+the page table. `parents` is local to a request: -1 for node 0, parents[i] < i (-1, 0, 1, ... is a chain: plain decode, a prefill
+chunk, a draft chain; at most 1024 nodes otherwise). `kv_layout`: see tile_kv.
+
+Guarantees of the kernels: a row's bits depend on that row's query and the keys it sees alone: not on other nodes, requests, the
+page size or placement, the layout, how a prefill is cut into chunks, threads; a node of a tree equals the same node in a chain and in
+plain decode. What a row does not see is never read into it, even NaN. T = 0 gives empty results.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyspec.contract import Case, Cost, op
+from pyspec.spec.tile_kv import check_layout, tile_kv
+
+CONTRACT = """
+q            [T, H, D]      f32|bf16|f16
+k_pages      [P, S, G, D]   f32|bf16|f16
+v_pages      [P, S, G, D]   like k_pages
+page_table   [B, W]         i32
+kv_len       [B]            i32
+cu_t         [B+1]          i32
+parents      [T]            i32
+*
+scale        float
+window       int = 0
+softcap      float = 0.0
+kv_layout    str = "paged"
+-> out       [T, H, D]      like q
+-> lse       [T, H]         f32
+"""
+MAX_TREE = 1024
+
+
+def ancestor_words(parents: list[int]) -> Tensor:
+    """Bit j of row i says whether node j is node i or its ancestor: [n, ceil(n/32)] i64, 32 bits a word."""
+    masks: list[int] = []
+    for i, parent in enumerate(parents):
+        masks.append((masks[parent] if parent >= 0 else 0) | 1 << i)
+    words = (len(parents) + 31) // 32
+    packed = bytearray(b"".join(mask.to_bytes(words * 4, "little") for mask in masks))
+    return torch.frombuffer(packed, dtype=torch.int32).view(-1, words).long() & 0xFFFFFFFF
+
+
+def depths(parents: list[int]) -> list[int]:
+    """Depth of every node: 0 for the root."""
+    result: list[int] = []
+    for parent in parents:
+        result.append(result[parent] + 1 if parent >= 0 else 0)
+    return result
+
+
+def visible(kv_len: int, parents: list[int], window: int) -> Tensor:
+    """Which logical slots every node sees: [n, kv_len + n] bool."""
+    n = len(parents)
+    if parents == list(range(-1, n - 1)):
+        tree = torch.ones(n, n).tril().bool()
+    else:
+        j = torch.arange(n)
+        tree = (ancestor_words(parents)[:, j // 32] >> (j % 32) & 1).bool()
+    seen = torch.cat([torch.ones(n, kv_len, dtype=torch.bool), tree], 1)
+    if window:
+        depth = torch.tensor(depths(parents))
+        positions = kv_len + depth
+        seen &= torch.cat([torch.arange(kv_len), positions]) > positions[:, None] - window
+    return seen
+
+
+def _page_counts(S: int, kv_len: int, nodes: int, window: int) -> tuple[int, int]:
+    """Columns [first, end) of the page table that a request with nodes uses."""
+    first = max(0, kv_len - window + 1) if window else 0
+    return first // S, -(-(kv_len + nodes) // S)
+
+
+def cases() -> Iterator[Case]:
+    """Mixed batches of plain decode, chains and trees; every dtype, both layouts, odd page sizes, windows, soft cap."""
+    chain = lambda n: list(range(-1, n - 1))
+    tree = [-1, 0, 0, 1, 1, 2, 5, 0]
+    table: list[tuple[Any, ...]] = [
+        ("mixed", 6, 2, 32, 5, "f32", "f32", [(7, tree), (0, chain(3)), (40, chain(1))], {}),
+        ("tiled", 9, 3, 64, 16, "bf16", "bf16", [(300, tree), (5, chain(20)), (255, chain(1))], {"kv_layout": "tiled"}),
+        ("float16", 4, 4, 80, 48, "f16", "f16", [(33, chain(1)), (100, [-1, 0, 0, 0])], {"kv_layout": "tiled"}),
+        ("window", 8, 1, 128, 3, "f32", "bf16", [(70, tree), (20, chain(17))], {"window": 19}),
+        ("softcap", 4, 2, 256, 16, "f32", "f32", [(50, tree)], {"softcap": 20.0, "kv_layout": "tiled"}),
+        ("prefill", 3, 1, 16, 1, "bf16", "bf16", [(0, chain(70))], {}),
+        ("empty", 2, 1, 48, 4, "f32", "f16", [(9, []), (3, [])], {}),
+        ("nobody", 2, 1, 48, 4, "f32", "f16", [], {}),
+    ]  # fmt: skip
+    for name, H, G, D, S, q_dtype, dtype, requests, options in table:
+        yield make_case(name, H, G, D, S, q_dtype, dtype, requests, **options)
+
+
+def make_case(
+    name: str, H: int, G: int, D: int, S: int, q_dtype: str, dtype: str, requests: list[tuple[int, list[int]]],
+    *, seed: int = 0, **options: Any,
+) -> Case:  # fmt: skip
+    """A call over requests of (kv_len, parents), pages in random order, one spare page."""
+    g = torch.Generator().manual_seed(seed)
+    types = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+    needed = [-(-(L + len(parents)) // S) for L, parents in requests]
+    P, W, T = sum(needed) + 1, max([0, *needed]) + 1, sum(len(parents) for _, parents in requests)
+    order = torch.randperm(P, generator=g).int()
+    page_table = torch.full((len(requests), W), -1, dtype=torch.int32)  # -1: not used
+    for b, count in enumerate(needed):
+        page_table[b, :count] = order[sum(needed[:b]) : sum(needed[: b + 1])]
+    q = torch.randn(T, H, D, generator=g).to(types[q_dtype])
+    k_pages, v_pages = torch.randn(2, P, S, G, D, generator=g).to(types[dtype])
+    if options.get("kv_layout") == "tiled":
+        k_pages, v_pages = tile_kv.reference(k_pages, v_pages)
+    kv_len = torch.tensor([L for L, _ in requests], dtype=torch.int32)
+    cu_t = torch.tensor([0, *(len(parents) for _, parents in requests)]).cumsum(0).int()
+    parents = torch.tensor([p for _, parents in requests for p in parents], dtype=torch.int32)
+    scale = 1.0 / math.sqrt(D)
+    return Case(name, (q, k_pages, v_pages, page_table, kv_len, cu_t, parents), {"scale": scale, **options})
+
+
+def cost(
+    sizes: dict[str, int], q: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, kv_len: Tensor,
+    cu_t: Tensor, parents: Tensor, *, scale: float, window: int = 0, softcap: float = 0.0, kv_layout: str = "paged",
+) -> Cost:  # fmt: skip
+    """K and V of every visible slot read once a request, q read and out written; 4 D operations a (row, visible key)."""
+    slots = pairs = 0
+    bounds, all_parents = cu_t.tolist(), parents.tolist()
+    for b, L in enumerate(kv_len.tolist()):
+        local = all_parents[bounds[b] : bounds[b + 1]]
+        if local:
+            slots += len(local) + (min(L, window - 1) if window else L)
+            pairs += sum(min(L + d + 1, window or L + d + 1) for d in depths(local))
+    kv_bytes = 2 * slots * sizes["G"] * sizes["D"] * k_pages.element_size()
+    return Cost(
+        bytes=kv_bytes + 2 * q.numel() * q.element_size() + 4 * sizes["T"] * sizes["H"],
+        flops=4 * pairs * sizes["H"] * sizes["D"],
+    )
+
+
+def _check(
+    sizes: dict[str, int], q: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, kv_len: Tensor,
+    cu_t: Tensor, parents: Tensor, *, scale: float, window: int = 0, softcap: float = 0.0, kv_layout: str = "paged",
+) -> None:  # fmt: skip
+    def require(ok: bool, argument: str, rule: str, got: object) -> None:
+        if not ok:
+            raise ValueError(f"tree_attention: {argument} must be {rule}, got {got}")
+
+    check_layout("tree_attention", sizes, kv_layout)
+    T, H, B, W, S, P, G = (sizes[letter] for letter in "THBWSPG")
+    require(G > 0 and H % G == 0, "q", f"[T, H, D] with H a multiple of G={G}", list(q.shape))
+    require(0 < scale < math.inf, "scale", "finite and > 0", f"{scale:g}")
+    require(window >= 0, "window", ">= 0", window)
+    require(0 <= softcap < math.inf, "softcap", "finite and >= 0", f"{softcap:g}")
+    bounds, lengths, all_parents, table = (
+        cu_t.tolist(),
+        kv_len.tolist(),
+        parents.tolist(),
+        page_table.tolist(),
+    )
+    require(bounds[0] == 0, "cu_t", "0 at index 0", bounds[0])
+    for b in range(B):
+        where = f"at least {bounds[b]} (cu_t never decreases) at index {b + 1}"
+        require(bounds[b + 1] >= bounds[b], "cu_t", where, bounds[b + 1])
+    require(bounds[B] == T, "cu_t", f"T={T} at index {B}", bounds[B])
+    for b, L in enumerate(lengths):
+        local, t0 = all_parents[bounds[b] : bounds[b + 1]], bounds[b]
+        nodes = len(local)
+        require(L >= 0, "kv_len", f">= 0 at index {b}", L)
+        for i, parent in enumerate(local):
+            where = f"at index {t0 + i} (node {i} of request {b})"
+            if i == 0:
+                require(parent == -1, "parents", f"-1 {where}", parent)
+            else:
+                require(0 <= parent < i, "parents", f"in [0, {i}) {where}", parent)
+        if nodes > MAX_TREE and local != list(range(-1, nodes - 1)):
+            require(
+                False,
+                "parents",
+                f"at most {MAX_TREE} nodes a request unless it is a chain",
+                f"{nodes} in request {b}",
+            )
+        if nodes:
+            first, end = _page_counts(S, L, nodes, window)
+            require(
+                end <= W,
+                "page_table",
+                f"[B, W] with W >= {end} for {L + nodes} slots of request {b}",
+                f"W={W}",
+            )
+            for w in range(first, end):
+                require(0 <= table[b][w] < P, "page_table", f"in [0, P={P}) at index [{b}, {w}]", table[b][w])
+
+
+def cpu_limit(sizes: dict[str, int], *args: object, **kwargs: object) -> str | None:
+    """Why the CPU kernel cannot run a call, or None."""
+    D = sizes["D"]
+    return None if D % 16 == 0 and 16 <= D <= 256 else f"D must be a multiple of 16 up to 256, got {D}"
+
+
+@op(CONTRACT, cases=cases, cost=cost, check=_check, limits={"cpu": cpu_limit})
+def tree_attention(
+    q: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, kv_len: Tensor, cu_t: Tensor, parents: Tensor,
+    *, scale: float, window: int = 0, softcap: float = 0.0, kv_layout: str = "paged",
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    if kv_layout == "tiled":
+        k_pages, v_pages = tile_kv.reference(k_pages, v_pages, inverse=True)
+    (_, S, G, _), (T, H, _) = k_pages.shape, q.shape
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    out, lse = torch.empty_like(q), torch.empty(T, H, dtype=wide, device=q.device)
+    bounds, all_parents = cu_t.tolist(), parents.tolist()
+    for b, L in enumerate(kv_len.tolist()):
+        rows = slice(bounds[b], bounds[b + 1])
+        local = all_parents[rows]
+        if not local:
+            continue
+        first = _page_counts(S, L, len(local), window)[0] * S
+        slots = torch.arange(first, L + len(local), device=q.device)
+        pages, offsets = page_table[b, slots // S].long(), slots % S
+        k, v = (kv[pages, offsets].to(wide).repeat_interleave(H // G, 1) for kv in (k_pages, v_pages))
+        s = torch.einsum("thd,shd->ths", q[rows].to(wide), k) * scale
+        if softcap:
+            s = softcap * torch.tanh(s / softcap)
+        seen = visible(L, local, window)[:, first:].to(q.device)
+        s = s.masked_fill(~seen[:, None], -math.inf)
+        lse[rows] = torch.logsumexp(s, -1)
+        out[rows] = torch.einsum("ths,shd->thd", s.softmax(-1), v).to(q.dtype)
+    return out, lse
