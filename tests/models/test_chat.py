@@ -63,7 +63,6 @@ HOSTILE = {
         "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
         "at most 2 s of CPU",
     ),
-    "power": ("{{ 9 ** (9 ** (9 ** 9)) }}", "got "),
     "range": ("{% for i in range(10**9) %}{% endfor %}", "OverflowError"),
     "recursion": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
     "nesting": ("{{ " + "(" * 100000 + " }}", "got "),
