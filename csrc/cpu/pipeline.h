@@ -177,14 +177,19 @@ class Row {
   static void clean(const float* from, float* to) {
     constexpr float kTiny = 0x1p-126f;
     for (int64_t i = 0; i < kBlock; ++i) {
-      const float x = from[i] == from[i] ? from[i] : kLowest;
-      to[i] = std::fabs(x) < kTiny ? 0.0f : x;
+      const float x = std::fabs(from[i]) < kTiny ? 0.0f : from[i];
+      to[i] = x == x ? x : kLowest;
     }
   }
 
   static float max_of(const float* block) {
-    return reduce_max(PYSPEC_ISA::max(PYSPEC_ISA::max(load(block), load(block + 16)),
-                                      PYSPEC_ISA::max(load(block + 32), load(block + 48))));
+    alignas(64) float t[kLanes];
+    store(t, PYSPEC_ISA::max(PYSPEC_ISA::max(load(block), load(block + 16)),
+                             PYSPEC_ISA::max(load(block + 32), load(block + 48))));
+#pragma GCC unroll 4
+    for (int half = kLanes / 2; half; half /= 2)
+      for (int i = 0; i < half; ++i) t[i] = t[i] > t[i + half] ? t[i] : t[i + half];
+    return t[0];
   }
 
   void find_max() {
