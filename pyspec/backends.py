@@ -53,6 +53,20 @@ class Explanation:
         return "\n".join(lines + [f"  {o.backend}: {o.reason or 'can run'}" for o in self.options])
 
 
+def num_threads() -> int:
+    """Threads that CPU kernels use (torch's where nothing is compiled)."""
+    return native.num_threads() if native is not None else torch.get_num_threads()
+
+
+def set_num_threads(threads: int) -> None:
+    """Set the threads of the CPU kernels and of torch; results do not depend on it."""
+    if threads < 1:
+        raise ValueError(f"set_num_threads: threads must be >= 1, got {threads}")
+    torch.set_num_threads(threads)
+    if native is not None:
+        native.set_num_threads(threads)
+
+
 def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
     """Say which backend would run `op(*args, **kwargs)` and why the others would not; nothing is run.
 

@@ -119,6 +119,7 @@ class OpSpec:
         sizes: dict[str, tuple[int, str]] = {}
         first: tuple[torch.device, str] | None = None
         tensors: dict[str, Tensor | None] = {}
+        letters = self._letters(args)  # an expression may use a letter of a later tensor
         for term, tensor in zip(self.inputs, args, strict=True):
             tensors[term.name] = tensor
             if tensor is None and term.optional:
@@ -141,7 +142,8 @@ class OpSpec:
                     known, where = sizes.setdefault(dim, (size, f"{term.name}.size({i})"))
                     origin = f" (from {where})"
                 else:
-                    known, origin = _evaluate(dim, {k: v for k, (v, _) in sizes.items()}), ""
+                    bound = set(re.findall(r"[A-Za-z_]\w*", dim)) <= letters.keys()
+                    known, origin = _evaluate(dim, letters) if bound else size, ""
                 if known != size:
                     raise ValueError(
                         f"{self.name}: {term.name} must be {term.shape} with {dim}={known}{origin}, "
@@ -159,15 +161,10 @@ class OpSpec:
     def fake(self, *args: Any, **kwargs: Any) -> Any:
         """Outputs of the right shapes and dtypes without data (for torch.compile and export)."""
         sizes: dict[str, Any] = {
-            s.name: kwargs.get(s.name, s.default) for s in self.scalars if s.type == "int"
+            s.name: kwargs.get(s.name, int(s.default or 0)) for s in self.scalars if s.type == "int"
         }
-        tensors: dict[str, Tensor | None] = {}
-        for term, tensor in zip(self.inputs, args, strict=True):
-            tensors[term.name] = tensor
-            if tensor is not None:
-                for dim, size in zip(term.dims, tensor.shape, strict=True):
-                    if dim.isidentifier():
-                        sizes.setdefault(dim, size)
+        sizes.update(self._letters(args))
+        tensors = {term.name: tensor for term, tensor in zip(self.inputs, args, strict=True)}
         outputs = []
         for term in self.outputs:
             shape = [_evaluate(dim, sizes) for dim in term.dims]
@@ -178,6 +175,16 @@ class OpSpec:
             )
             outputs.append(args[0].new_empty(shape, dtype=dtype))
         return outputs[0] if len(outputs) == 1 else tuple(outputs) if outputs else None
+
+    def _letters(self, args: Sequence[Any]) -> dict[str, int]:
+        """Sizes of the letters by the first tensor of the right rank that has them."""
+        letters: dict[str, int] = {}
+        for term, tensor in zip(self.inputs, args, strict=True):
+            if isinstance(tensor, Tensor) and tensor.dim() == len(term.dims):
+                for dim, size in zip(term.dims, tensor.shape, strict=True):
+                    if dim.isidentifier():
+                        letters.setdefault(dim, size)
+        return letters
 
     def _allowed(self, term: Term, tensors: Mapping[str, Tensor | None]) -> tuple[str, ...]:
         if not term.dtypes[0].startswith("like "):

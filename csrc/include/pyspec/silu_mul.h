@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: Apache-2.0
+// silu_mul and gelu_mul: launch interface. Spec: pyspec/spec/silu_mul.py, gelu_mul.py.
+#pragma once
+
+#include <cstdint>
+
+namespace pyspec {
+
+struct SiluMulParams {
+  const float* gate_up;  // [M, 2 F], row stride gate_up_stride_m: gate, then up
+  float* out;            // [M, F], row stride out_stride_m
+  bool gelu;             // tanh approximation of GELU instead of SiLU
+  int64_t M, F;
+  int64_t gate_up_stride_m, out_stride_m;
+};
+
+void silu_mul_cpu(const SiluMulParams& p);
+
+}  // namespace pyspec

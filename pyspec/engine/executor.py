@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Executors of a step program: the interface, and the one that runs the specification."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pyspec import spec
+from pyspec.engine.batch import StepBatch
+from pyspec.engine.kv_pages import KVCache
+from pyspec.models.program import Program, Ref, Step
+from pyspec.models.quant_formats import QuantTensor, dequantize
+
+Weights = Mapping[str, Tensor | QuantTensor]
+
+
+class Executor(Protocol):
+    """Runs the program on the batch's arrays. Buffers are allocated once; nothing is allocated per step beyond them."""
+
+    name: str
+
+    def run(self) -> None:
+        """Compute the batch's T nodes, write their KV, and leave R rows of logits."""
+
+    def logits(self) -> Tensor:
+        """[R, V] f32 of the last run; valid until the next."""
+
+    def commit(self, path: Tensor, path_len: Tensor) -> None:
+        """Move the KV of accepted paths to where plain decoding has it, in every layer (see commit_kv)."""
+
+    def nbytes(self) -> dict[str, int]:
+        """Memory held: weights and buffers, in bytes."""
+
+
+class SpecExecutor:
+    """The judge: every op as its plain-PyTorch specification on dequantised f32 weights. Slow, runs anywhere."""
+
+    name = "spec"
+
+    def __init__(self, program: Program, weights: Weights, cache: KVCache, batch: StepBatch) -> None:
+        self._program, self._cache, self._batch = program, cache, batch
+        self._weights = {
+            name: dequantize(w) if isinstance(w, QuantTensor) else w.float() for name, w in weights.items()
+        }
+        rows = {"T": batch.max_tokens, "R": batch.max_rows}
+        self._buffers = {b.name: torch.zeros(rows[b.rows], b.columns) for b in program.buffers}
+        self._rows = {b.name: b.rows for b in program.buffers}
+
+    def run(self) -> None:
+        for step in self._program.steps:
+            getattr(self, "_" + step.op)(step)
+
+    def logits(self) -> Tensor:
+        return self._buffers[self._program.logits][: self._batch.R]
+
+    def commit(self, path: Tensor, path_len: Tensor) -> None:
+        b = self._batch
+        for i in range(self._cache.k.size(0)):
+            spec.commit_kv.reference(
+                *self._cache.layer(i), b.page_table[: b.B], b.kv_len[: b.B], path, path_len, kv_layout="paged"
+            )
+
+    def nbytes(self) -> dict[str, int]:
+        size = lambda tensors: sum(t.nbytes for t in tensors)
+        return {"weights": size(self._weights.values()), "buffers": size(self._buffers.values())}
+
+    def _view(self, ref: Ref) -> Tensor:
+        count = self._batch.T if self._rows[ref.buffer] == "T" else self._batch.R
+        return self._buffers[ref.buffer][:count, ref.start : ref.start + ref.size]
+
+    def _heads(self, ref: Ref, heads: int) -> Tensor:
+        return self._view(ref).unflatten(1, (heads, ref.size // heads))
+
+    def _embedding(self, step: Step) -> None:
+        ids = self._batch.tokens[: self._batch.T].long()
+        self._view(step.output).copy_(self._weights[step.weights[0]][ids] * step.attrs["scale"])
+
+    def _rms_norm(self, step: Step) -> None:
+        heads = step.attrs.get("heads", 1)
+        x = self._heads(step.inputs[0], heads)
+        out = spec.rms_norm.reference(x, self._weights[step.weights[0]], eps=step.attrs["eps"])
+        self._heads(step.output, heads).copy_(out)
+
+    def _add_rms_norm(self, step: Step) -> None:
+        x, delta = (self._view(ref) for ref in step.inputs)
+        out = spec.add_rms_norm.reference(x, delta, self._weights[step.weights[0]], eps=step.attrs["eps"])
+        self._view(step.output).copy_(out)
+
+    def _linear(self, step: Step) -> None:
+        parts = step.attrs["parts"]
+        x, out, column = self._view(step.inputs[0]), self._view(step.output), 0
+        for i in range(parts):
+            weight = self._weights[step.weights[i]]
+            bias = self._weights[step.weights[parts + i]] if len(step.weights) > parts else None
+            out[:, column : column + weight.size(0)] = spec.linear.reference(x, weight, bias)
+            column += weight.size(0)
+
+    def _rope(self, step: Step) -> None:
+        x = self._heads(step.inputs[0], step.attrs["heads"])
+        positions = self._batch.positions[: self._batch.T]
+        self._heads(step.output, step.attrs["heads"]).copy_(
+            spec.rope.reference(x, positions, self._weights[step.weights[0]])
+        )
+
+    def _append_kv(self, step: Step) -> None:
+        b, heads = self._batch, step.attrs["heads"]
+        k, v = (self._heads(ref, heads) for ref in step.inputs)
+        spec.append_kv.reference(
+            k, v, *self._cache.layer(step.attrs["layer"]), b.slots[: b.T], b.positions[: b.T],
+            self._weights[step.weights[0]], kv_layout="paged",
+        )  # fmt: skip
+
+    def _tree_attention(self, step: Step) -> None:
+        b, attrs = self._batch, dict(step.attrs)
+        heads, layer = attrs.pop("heads"), attrs.pop("layer")
+        q = self._heads(step.inputs[0], heads)
+        out, _ = spec.tree_attention.reference(
+            q, *self._cache.layer(layer), b.page_table[: b.B], b.kv_len[: b.B], b.cu_t[: b.B + 1],
+            b.parents[: b.T], kv_layout="paged", **attrs,
+        )  # fmt: skip
+        self._heads(step.output, heads).copy_(out)
+
+    def _silu_mul(self, step: Step) -> None:
+        self._view(step.output).copy_(spec.silu_mul.reference(self._view(step.inputs[0])))
+
+    def _gelu_mul(self, step: Step) -> None:
+        self._view(step.output).copy_(spec.gelu_mul.reference(self._view(step.inputs[0])))
+
+    def _softcap(self, step: Step) -> None:
+        self._view(step.output).copy_(
+            spec.softcap.reference(self._view(step.inputs[0]), cap=step.attrs["cap"])
+        )
+
+    def _gather_rows(self, step: Step) -> None:
+        rows = self._batch.logit_rows[: self._batch.R].long()
+        self._view(step.output).copy_(self._view(step.inputs[0])[rows])
+
+
+def make_executor(
+    kind: str, program: Program, weights: Weights, cache: KVCache, batch: StepBatch
+) -> Executor:
+    """The executor named `kind`: "compiled", "spec", or "auto" (compiled where the extension is there)."""
+    from pyspec import backends
+
+    if kind not in ("auto", "compiled", "spec"):
+        raise ValueError(f"LLM: executor must be auto|compiled|spec, got {kind!r}")
+    if kind == "spec" or (kind == "auto" and backends.native is None):
+        return SpecExecutor(program, weights, cache, batch)
+    from pyspec.engine.compiled import CompiledExecutor
+
+    return CompiledExecutor(program, weights, cache, batch)

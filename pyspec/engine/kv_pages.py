@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pages of the KV cache: who owns which, and the tensors behind them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class PagePool:
+    """A free list of page numbers. Pages are reserved at admission, so a running request can never run out."""
+
+    def __init__(self, num_pages: int) -> None:
+        self.num_pages = num_pages
+        self._free = list(range(num_pages - 1, -1, -1))
+
+    @property
+    def free_pages(self) -> int:
+        return len(self._free)
+
+    def take(self, count: int) -> list[int] | None:
+        """`count` pages, or None (and nothing taken) if there are not that many."""
+        if count > len(self._free):
+            return None
+        taken = self._free[len(self._free) - count :]
+        del self._free[len(self._free) - count :]
+        return taken
+
+    def give_back(self, pages: list[int]) -> None:
+        self._free.extend(pages)
+        assert len(self._free) <= self.num_pages, "a page was given back twice"
+
+
+class KVCache:
+    """K and V pages [P, S, G, D] of every layer, in the layout of the executor (see tree_attention's kv_layout)."""
+
+    def __init__(
+        self,
+        num_layers: int,
+        num_pages: int,
+        page_size: int,
+        kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+    ) -> None:
+        shape = (num_layers, num_pages, page_size, kv_heads, head_dim)
+        self.k = torch.zeros(shape, dtype=dtype)
+        self.v = torch.zeros(shape, dtype=dtype)
+        self.page_size, self.num_pages = page_size, num_pages
+
+    def layer(self, i: int) -> tuple[Tensor, Tensor]:
+        return self.k[i], self.v[i]
+
+    @property
+    def nbytes(self) -> int:
+        return self.k.nbytes + self.v.nbytes

@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LLM: a model that answers. Loads a checkpoint, owns the KV cache, and runs requests through the step loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from pyspec.backends import num_threads
+from pyspec.engine.batch import StepBatch, Work
+from pyspec.engine.executor import make_executor
+from pyspec.engine.kv_pages import KVCache, PagePool
+from pyspec.engine.request import Completion, Request, StreamChunk
+from pyspec.engine.runner import Runner
+from pyspec.engine.sampling_params import SPECULATION, SamplingParams
+from pyspec.engine.scheduler import Scheduler
+from pyspec.engine.speculation import Speculator
+from pyspec.engine.text import TextStream
+from pyspec.models.chat import chat_prompt
+from pyspec.models.checkpoint import Checkpoint, open_checkpoint
+from pyspec.models.decoder import decoder
+from pyspec.models.fetch import resolve_model
+from pyspec.models.quant_formats import QuantTensor
+from pyspec.models.rope_table import rope_table
+from pyspec.models.tokenizer import StreamDecoder, Tokenizer
+from pyspec.trees.token_tree import TokenTree
+
+KV_DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
+DEFAULT_CONTEXT = 4096
+Prompt = str | Sequence[int]
+
+
+class LLM:
+    """A loaded model.
+
+    model: a known name (fetched and cached), a GGUF file, a Hugging Face folder, or an open Checkpoint.
+    speculation: "auto" (suffix trees where the measured cost says they pay), "suffix", "ngram", "random" (random
+    tree shapes, for tests) or "off". It never changes the answer.
+    max_batch requests run at once; max_context tokens are the longest prompt plus answer; max_nodes is the
+    largest tree; prefill_chunk the most prompt tokens per step; page_size the tokens per KV page; num_pages
+    defaults to what max_batch requests of max_context need. executor: "auto", "compiled" or "spec".
+    seed is of the random trees alone. calibrate=False skips measuring the cost table ("auto" then uses a flat one).
+
+    Raises FileNotFoundError for an unknown model and ValueError for bad options or a model it cannot run.
+    Not thread-safe: one thread at a time.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | Checkpoint,
+        *,
+        speculation: str = "auto",
+        max_batch: int = 8,
+        max_context: int | None = None,
+        max_nodes: int = 32,
+        prefill_chunk: int = 256,
+        kv_dtype: str = "bf16",
+        page_size: int = 16,
+        num_pages: int | None = None,
+        executor: str = "auto",
+        seed: int = 0,
+        calibrate: bool = True,
+    ) -> None:
+        if speculation not in SPECULATION:
+            raise ValueError(f"LLM: speculation must be {'|'.join(SPECULATION)}, got {speculation!r}")
+        if kv_dtype not in KV_DTYPES:
+            raise ValueError(f"LLM: kv_dtype must be {'|'.join(KV_DTYPES)}, got {kv_dtype!r}")
+        for name, value, high in (
+            ("max_batch", max_batch, 1024), ("max_nodes", max_nodes, 1024), ("prefill_chunk", prefill_chunk, 65536),
+            ("page_size", page_size, 4096),
+        ):  # fmt: skip
+            _check_size(name, value, high)
+        self.checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(resolve_model(model))
+        self.config = config = self.checkpoint.config
+        self.max_context = min(config.max_position, DEFAULT_CONTEXT) if max_context is None else max_context
+        _check_size("max_context", self.max_context, config.max_position)
+        width = -(-(self.max_context + max_nodes) // page_size)
+        self.num_pages = max_batch * width if num_pages is None else num_pages
+        _check_size("num_pages", self.num_pages, 2**31 - 1)
+
+        self._cache = KVCache(
+            config.num_layers,
+            self.num_pages,
+            page_size,
+            config.num_kv_heads,
+            config.head_dim,
+            KV_DTYPES[kv_dtype],
+        )
+        self._max_nodes = max_nodes
+        max_tokens = prefill_chunk + max_batch * max_nodes
+        self._batch = StepBatch(max_tokens, max_batch * max_nodes, max_batch, width, page_size)
+        weights = {name: self.checkpoint.weight(name) for name in self.checkpoint.names()}
+        factors = weights.pop("rope_factors", None)
+        assert not isinstance(factors, QuantTensor)  # the loaders check that it is f32
+        for layer_type in sorted(set(config.layer_types)):
+            weights["rope_" + layer_type] = rope_table(
+                config, layer_type, self.max_context + max_nodes, factors
+            )
+        self._executor = make_executor(executor, decoder(config), weights, self._cache, self._batch)
+        self.executor_name = self._executor.name
+        self._pool = PagePool(self.num_pages)
+        self._scheduler = Scheduler(self._pool, max_batch, page_size, max_nodes, prefill_chunk)
+        self._speculator = Speculator(speculation, max_nodes, config.vocab_size, seed)
+        self._runner = Runner(self._executor, self._batch, self._scheduler, self._speculator, config.eos_ids)
+        if calibrate and speculation == "auto":
+            self._calibrate()
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return self.checkpoint.tokenizer
+
+    @property
+    def free_pages(self) -> int:
+        """KV pages that no request owns."""
+        return self._pool.free_pages
+
+    def memory_bytes(self) -> dict[str, int]:
+        """Bytes held: weights, kv, buffers."""
+        return {**self._executor.nbytes(), "kv": self._cache.nbytes}
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[Completion]:
+        """Answer prompts (texts or token ids), up to max_batch at once, in the order given.
+
+        Every request is checked before any runs (ValueError names the prompt). All pages are free again when
+        this returns or raises, also on Ctrl-C.
+        """
+        many = _as_prompts(prompts)
+        every = (
+            [params or SamplingParams()] * len(many)
+            if params is None or isinstance(params, SamplingParams)
+            else list(params)
+        )
+        if len(every) != len(many):
+            raise ValueError(f"LLM.generate: params must be one per prompt ({len(many)}), got {len(every)}")
+        requests = [
+            self._request(prompt, p, f"prompts[{i}]")
+            for i, (prompt, p) in enumerate(zip(many, every, strict=True))
+        ]
+        try:
+            self._scheduler.waiting.extend(requests)
+            while any(request.finish_reason is None for request in requests):
+                self._runner.step()
+            return [request.completion() for request in requests]
+        finally:
+            for request in requests:
+                self._scheduler.release(request)
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[StreamChunk]:
+        """Answer one prompt chunk by chunk. Closing the iterator ends the request and frees its pages."""
+        request = self._request(prompt, params or SamplingParams(), "prompt")
+        return self._stream(request)
+
+    def _stream(self, request: Request) -> Iterator[StreamChunk]:
+        sent = 0
+        try:
+            self._scheduler.waiting.append(request)
+            while request.finish_reason is None:
+                self._runner.step()
+                text, tokens = request.text.take(), request.output[sent:]
+                sent += len(tokens)
+                if request.finish_reason:
+                    yield StreamChunk(text, tokens, request.finish_reason, request.stats())
+                elif tokens:
+                    yield StreamChunk(text, tokens)
+        finally:
+            self._scheduler.release(request)
+
+    def chat_prompt(
+        self, messages: Sequence[dict[str, str]], add_generation_prompt: bool = True
+    ) -> list[int]:
+        """Token ids of a conversation ({"role", "content"} each) by the model's chat template; ValueError without one."""
+        text = chat_prompt(self.checkpoint, messages, add_generation_prompt=add_generation_prompt)
+        return self.tokenizer.encode(text, add_special=False)
+
+    def prompt_logits(self, tokens: Sequence[int]) -> torch.Tensor:
+        """Logits [n, V] f32 behind each of n prompt tokens, n <= max_batch * max_nodes, as one chain on free pages."""
+        if not 1 <= len(tokens) <= min(self._batch.max_rows, self.max_context):
+            limit = min(self._batch.max_rows, self.max_context)
+            raise ValueError(f"LLM.prompt_logits: tokens must be 1 to {limit}, got {len(tokens)}")
+        request = Request(list(tokens), SamplingParams(), TextStream(None, ()), None, 1)
+        pages = self._pool.take(-(-len(tokens) // self._batch.page_size))
+        if pages is None:
+            raise ValueError(
+                f"LLM.prompt_logits: tokens must fit {self.free_pages} free pages, got {len(tokens)}"
+            )
+        request.pages = pages
+        try:
+            self._batch.fill([replace(Work.prefill(request, len(tokens)), logit_rows=len(tokens))])
+            self._executor.run()
+            return self._executor.logits().clone()
+        finally:
+            self._pool.give_back(pages)
+
+    def _decoder(self, needed: bool) -> StreamDecoder | None:
+        """What turns this model's tokens into text; None for a model without a tokenizer, unless text is needed."""
+        try:
+            return StreamDecoder(self.tokenizer)
+        except ValueError:
+            if needed:
+                raise
+            return None
+
+    def _calibrate(self) -> None:
+        """Measure what steps of 1..max_nodes nodes cost, on one request over pages that hold zeros."""
+        pages = list(range(min(self.num_pages, self._batch.page_table.size(1))))
+
+        def step(nodes: int, context: int) -> None:
+            request = Request(
+                [0], SamplingParams(), TextStream(None, ()), None, 1, pages=pages, kv_len=context
+            )
+            tree = TokenTree.chain([0] * nodes)
+            self._batch.fill([Work.decode(request, tree)])
+            self._executor.run()
+
+        most = min(len(pages) * self._batch.page_size, self.max_context) - self._max_nodes
+        contexts = sorted({max(0, min(c, most)) for c in (64, 2048)})
+        key = f"{self.executor_name} {self.checkpoint.path.name} {self.config} threads={num_threads()}"
+        self._speculator.calibrate(step, contexts, key)
+
+    def _request(self, prompt: Prompt, params: SamplingParams, where: str) -> Request:
+        if not isinstance(params, SamplingParams):
+            raise TypeError(f"LLM: params must be SamplingParams, got {type(params).__name__}")
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
+        if not ids:
+            raise ValueError(f"LLM: {where} must have at least one token, got none")
+        if bad := [token for token in ids if not 0 <= token < self.config.vocab_size]:
+            raise ValueError(f"LLM: {where} must have tokens in [0, {self.config.vocab_size}), got {bad[0]}")
+        if len(ids) >= self.max_context:
+            raise ValueError(
+                f"LLM: {where} must have fewer than max_context={self.max_context} tokens, got {len(ids)}"
+            )
+        if params.top_k > self.config.vocab_size:
+            raise ValueError(f"LLM: top_k must be in [0, {self.config.vocab_size}], got {params.top_k}")
+        stream = TextStream(self._decoder(bool(params.stop)), params.stop)
+        limit = min(params.max_tokens, self.max_context - len(ids))
+        request = Request(ids, params, stream, self._speculator.draft_for(params.speculation, ids), limit)
+        if (needed := self._scheduler.pages_needed(request)) > self.num_pages:
+            raise ValueError(
+                f"LLM: {where} must fit num_pages={self.num_pages} of {self._batch.page_size} tokens, "
+                f"got {len(ids)} tokens and max_tokens={limit}, which need {needed}"
+            )
+        return request
+
+
+def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, str):
+        return [prompts]
+    many = list(prompts)
+    if many and all(isinstance(token, int) for token in many):
+        return [many]  # type: ignore[list-item]
+    return many  # type: ignore[return-value]
+
+
+def _check_size(name: str, value: object, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= high:
+        raise ValueError(f"LLM: {name} must be an integer in [1, {high}], got {value!r}")

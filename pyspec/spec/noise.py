@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Noise that every backend reproduces to the last bit: Philox4x32-10, and exp and log from plain float64 arithmetic.
+
+    r = word (id mod 4) of philox(counter = (id div 4, position, stream, PURPOSE), key = seed)
+    v = (r + 1/2) 2^-32          E = -log(1 - v)          g(id) = -log(E)
+
+v lies strictly between 0 and 1 and 1 - v is exact in float64, so E is precise where winners live (small v) and g is finite:
+-3.14 < g < 22.88. Each step below is one IEEE float64 operation (no fused multiply-add, no library function).
+Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+PURPOSE = 0  # fourth counter word: 0 is the noise of the tokens; other uses of a seed take other values
+LOG2E = 1.4426950408889634
+LN2_HI = 0.6931471804855391  # 33 bits: a product with an exponent is exact
+LN2_LO = 7.440617110012397e-11
+MAGIC = 1.5 * 2.0**52  # adding it rounds to an integer, which then stands in the lowest bits
+EXP_LOWEST = -700.0
+# exp(r) = 1 + r + r^2 q(r): q interpolates at the Chebyshev nodes of |r| <= ln2 / 2 (relative error 1.6e-17)
+EXP_COEFFICIENTS = (
+    0.5000000000000001, 0.16666666666666669, 0.04166666666662413, 0.008333333333330062, 0.0013888888917213717,
+    0.00019841269863053618, 2.4801521295954376e-05, 2.7557268459997064e-06, 2.7620088445409746e-07, 2.510038549551032e-08,
+)  # fmt: skip
+_LOG_TERMS = 11  # log(m) = 2 sum_n s^(2n+1) / (2n+1), s = (m-1)/(m+1), |s| <= 0.172: the rest is below 3e-17
+_WORD = 0xFFFFFFFF
+
+
+def philox(counter: tuple[Tensor, int, int, int], seed: int) -> list[Tensor]:
+    """The four 32-bit words (as int64) of Philox4x32-10 for every first counter word in counter[0] (int64)."""
+    c = [counter[0], *(torch.full_like(counter[0], word & _WORD) for word in counter[1:])]
+    key = [seed & _WORD, seed >> 32 & _WORD]
+    for _ in range(10):
+        low, high = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]  # wraps modulo 2^64: the bits are those of uint64
+        c = [
+            (high >> 32 & _WORD) ^ c[1] ^ key[0], high & _WORD,
+            (low >> 32 & _WORD) ^ c[3] ^ key[1], low & _WORD,
+        ]  # fmt: skip
+        key = [key[0] + 0x9E3779B9 & _WORD, key[1] + 0xBB67AE85 & _WORD]
+    return c
+
+
+def exp(x: Tensor) -> Tensor:
+    """e^x for float64 x <= 0, to 2 units in the last place; exactly 0 below -700."""
+    low = x < EXP_LOWEST
+    clamped = torch.where(low, EXP_LOWEST, x)
+    shifted = clamped * LOG2E + MAGIC
+    k = shifted - MAGIC
+    r = clamped - k * LN2_HI
+    r = r - k * LN2_LO
+    q = torch.full_like(r, EXP_COEFFICIENTS[-1])
+    for coefficient in EXP_COEFFICIENTS[-2::-1]:
+        q = q * r + coefficient
+    y = r * r * q + r + 1.0
+    scaled = (y.view(torch.int64) + (shifted.view(torch.int64) << 52)).view(torch.float64)
+    return torch.where(low, 0.0, scaled)
+
+
+def log(x: Tensor) -> Tensor:
+    """Natural logarithm of positive normal float64, to 3 units in the last place (relative, also near 1)."""
+    # x = 2^k m with m in [sqrt(1/2), sqrt(2)): the offset moves the mantissas above sqrt(2) to the next exponent
+    bits = x.view(torch.int64)
+    k = (bits - 0x3FE6A09E667F3BCD) >> 52
+    m = (bits - (k << 52)).view(torch.float64)
+    s = (m - 1.0) / (m + 1.0)
+    z = s * s
+    q = torch.full_like(z, 1.0 / (2 * _LOG_TERMS - 1))
+    for n in range(_LOG_TERMS - 2, 0, -1):
+        q = q * z + 1.0 / (2 * n + 1)
+    tail = q * z * s  # log(m) = 2 (s + tail)
+    kf = k.double()
+    return kf * LN2_HI + (2.0 * s + (2.0 * tail + kf * LN2_LO))
+
+
+def log1(x: float) -> float:
+    """log of one number."""
+    return log(torch.tensor([x], dtype=torch.float64)).item()
+
+
+def gumbel(seed: int, stream: int, position: int, vocab: int, device: torch.device | None = None) -> Tensor:
+    """Standard Gumbel noise of every token id at one absolute position: [vocab] float64."""
+    groups = torch.arange(math.ceil(vocab / 4), device=device)
+    words = philox((groups, position, stream, PURPOSE), seed)
+    r = torch.stack(words, dim=1).reshape(-1)[:vocab]
+    v = (r.double() + 0.5) * 2.0**-32
+    return -log(-log(1.0 - v))

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The processed law of a row of logits and the pick from it: one definition for `sample` and for every node of `verify_tree`.
+
+A row z [V] is first cleaned: NaN counts as -inf, magnitudes below 2^-126 as 0; where +inf occurs, +inf counts as 0 and all
+else as -inf. m = max z. Tokens are ordered by value descending, then id ascending. In float64, with the exp and log of noise.py:
+
+    logprob(x) = (z(x) - m) - log(sum_x exp(z(x) - m))                 of the raw row, rounded to float32
+    d(x) = (z(x) - m) (1 / temperature)       w(x) = exp(d(x))
+    top_k   keeps the first top_k tokens (0: all)
+    top_p   keeps x while the w of the tokens before it, added in order, is below top_p * (sum of the kept w)  (1: all)
+    min_p   keeps x while d(x) >= log(min_p), that is p(x) >= min_p * (largest p)  (below 2^-126: all)
+    token = argmax of d(x) + g(x) over the kept, ties to the lowest id;  g: the noise of (seed, stream, position), noise.py
+
+The order temperature, top-k, top-p, min-p is that of Hugging Face transformers; the filters keep a prefix of one order, never
+an empty one. A temperature below 2^-16 counts as 0: the token is the first in order (the argmax). A row without a finite value
+or +inf has no law: token 0, every logprob NaN. Sums over a row go in LANES lanes (id mod LANES), then lane i + lane i + half.
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate, takewhile
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyspec.spec import noise
+
+LANES = 32
+TINY = 2.0**-126
+GREEDY_BELOW = 2.0**-16
+MAX_LOGPROBS = 1024
+
+
+class Law(NamedTuple):
+    """Sampling parameters of one row."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    seed: int
+    stream: int
+
+
+class Pick(NamedTuple):
+    """What one row gives: the token, its logprob, and the first num_logprobs tokens in order with theirs."""
+
+    token: int
+    logprob: float
+    top_tokens: Tensor  # [num_logprobs] i32
+    top_logprobs: Tensor  # [num_logprobs] f32
+
+
+def laws(*per_row: Tensor) -> list[Law]:
+    """The laws of temperature, top_k, top_p, min_p, seed, stream [N]."""
+    return [Law(*row) for row in zip(*(t.tolist() for t in per_row), strict=True)]
+
+
+def lane_sum(x: Tensor) -> Tensor:
+    """The sum of x [V] float64 in the fixed order."""
+    rows = torch.nn.functional.pad(x, (0, -x.numel() % LANES)).view(-1, LANES)
+    total = torch.zeros(LANES, dtype=x.dtype, device=x.device)
+    for row in rows:
+        total = total + row
+    half = LANES // 2
+    while half:
+        total = total[:half] + total[half : 2 * half]
+        half //= 2
+    return total[0]
+
+
+def clean(row: Tensor) -> Tensor:
+    """The row that the law is defined on."""
+    row = torch.where(row.isnan(), -torch.inf, row)
+    row = torch.where(row.abs() < TINY, 0.0, row)
+    top = row == torch.inf
+    return torch.where(top, 0.0, -torch.inf) if top.any() else row
+
+
+def kept(d: Tensor, order: Tensor, law: Law) -> Tensor:
+    """Which tokens survive top-k, top-p and min-p: [V] bool, a prefix of `order`."""
+    keep = torch.zeros_like(d, dtype=torch.bool)
+    count = law.top_k or d.numel()
+    keep[order[:count]] = True
+    if law.top_p < 1:
+        weight = noise.exp(torch.where(keep, d, -torch.inf))
+        limit = law.top_p * lane_sum(weight).item()
+        before = accumulate(weight[order[:count]].tolist(), initial=0.0)
+        count = max(1, sum(1 for _ in takewhile(lambda mass: mass < limit, before)))
+        keep[order[count:]] = False
+    return keep & (d >= noise.log1(law.min_p)) if law.min_p >= TINY else keep
+
+
+def pick(logits: Tensor, position: int, law: Law, num_logprobs: int) -> Pick:
+    """The token at an absolute position from logits [V] float32."""
+    z = clean(logits).double()
+    order = z.sort(descending=True, stable=True).indices
+    best = z.max()
+    if best == -torch.inf:
+        first = torch.arange(num_logprobs, dtype=torch.int32, device=z.device)
+        return Pick(0, torch.nan, first, torch.full_like(first, torch.nan, dtype=torch.float32))
+    centred = z - best
+    logprobs = (centred - noise.log(lane_sum(noise.exp(centred)).view(1))).float()
+    token = order[0]
+    if law.temperature >= GREEDY_BELOW:
+        d = centred * (1.0 / law.temperature)
+        score = d + noise.gumbel(law.seed, law.stream, position, d.numel(), d.device)
+        score = torch.where(kept(d, order, law), score, -torch.inf)
+        token = (score == score.max()).nonzero()[0, 0]
+    top = order[:num_logprobs]
+    return Pick(int(token), logprobs[token].item(), top.int(), logprobs[top])
+
+
+def check_law(
+    op: str, vocab: int, positions: tuple[str, Tensor], parameters: tuple[Tensor, ...], num_logprobs: int
+) -> None:
+    """Raise ValueError unless positions and (temperature, top_k, top_p, min_p) [N] are in their ranges."""
+    if vocab < 1:
+        raise ValueError(f"{op}: logits must be [T, V] with V >= 1, got V=0")
+    most = min(vocab, MAX_LOGPROBS)
+    if not 0 <= num_logprobs <= most:
+        raise ValueError(f"{op}: num_logprobs must be in [0, {most}], got {num_logprobs}")
+    temperature, top_k, top_p, min_p = parameters
+    check_values(op, positions[0], ">= 0", positions[1], positions[1] >= 0)
+    check_values(
+        op, "temperature", "finite and >= 0", temperature, temperature.isfinite() & (temperature >= 0)
+    )
+    check_values(op, "top_k", f"in [0, {vocab}]", top_k, (top_k >= 0) & (top_k <= vocab))
+    check_values(op, "top_p", "in (0, 1]", top_p, (top_p > 0) & (top_p <= 1))
+    check_values(op, "min_p", "in [0, 1]", min_p, (min_p >= 0) & (min_p <= 1))
+
+
+def check_values(op: str, name: str, rule: str, values: Tensor, ok: Tensor) -> None:
+    """Raise ValueError for the first element of values [N] that is not ok."""
+    if not ok.all():
+        i = int((~ok).nonzero()[0, 0])
+        value = values[i].item()
+        text = f"{value:g}" if values.is_floating_point() else str(value)
+        raise ValueError(f"{op}: {name}[{i}] must be {rule}, got {text}")

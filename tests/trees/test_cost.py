@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cost model: tables and their cache, calibration, and the size chosen against exhaustive search."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyspec.drafts import Proposal
+from pyspec.trees import TokenTree
+from pyspec.trees.builders import random_tree
+from pyspec.trees.cost import Calibration, CostTable, choose_size, choose_sizes, prune
+
+FLAT = CostTable((1, 64), (0,), ((1.0, 1.0),))
+STEEP = CostTable((1, 2), (0,), ((1.0, 2.0),))
+
+
+def proposal(probabilities: list[float]) -> Proposal:
+    values = np.array([1.0, *sorted(probabilities, reverse=True)], dtype=np.float32)
+    return Proposal(random_tree(len(values), 50, 0), values)
+
+
+def test_curve_interpolates_is_monotone_and_extrapolates() -> None:
+    table = CostTable((1, 3, 5), (0, 100), ((1.0, 3.0, 2.0), (2.0, 6.0, 8.0)))
+    assert table.curve(6).tolist() == [1.0, 2.0, 3.0, 3.0, 3.0, 3.0]
+    assert table.curve(6, 100).tolist() == [2.0, 4.0, 6.0, 7.0, 8.0, 9.0]
+    assert table.curve(1, 50).tolist() == [1.5]
+    assert table.curve(1, 10**6).tolist() == [2.0]
+    assert CostTable((1,), (0,), ((0.5,),)).curve(3).tolist() == [0.5, 0.5, 0.5]
+
+
+def test_measure_visits_every_point() -> None:
+    seen = []
+    table = CostTable.measure(lambda nodes, context: seen.append((nodes, context)), [1, 4], [0, 9], repeats=3)
+    assert seen == [(1, 0), (4, 0), (1, 9), (4, 9)] * 4
+    assert (table.nodes, table.contexts) == ((1, 4), (0, 9))
+
+
+def test_tables_are_cached_by_key_and_corrupt_files_measured_anew(tmp_path: Path) -> None:
+    tables = iter([STEEP, FLAT, FLAT, FLAT, FLAT, FLAT, FLAT])
+    folder = tmp_path / "new" / "cost"
+
+    def get(key: str) -> CostTable:
+        return CostTable.cached(key, lambda: next(tables), folder)
+
+    assert get("a") == STEEP
+    assert get("a") == STEEP
+    assert get("b") == FLAT
+    (first,) = (path for path in folder.iterdir() if "2.0" in path.read_text())
+    for text in ("", "[]", "{", '{"format": 1}', first.read_text().replace("2.0", "NaN")):
+        first.write_text(text)
+        assert get("a") == FLAT
+        assert CostTable.from_json(first.read_text()) == FLAT
+    assert len(list(folder.iterdir())) == 2
+    assert next(tables, None) is None
+
+
+def test_a_cache_that_cannot_be_written_is_not_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert CostTable.cached("a", lambda: FLAT, tmp_path / "file") == FLAT
+
+
+def test_the_default_cache_folder_is_the_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYSPEC_CACHE", str(tmp_path))
+    CostTable.cached("a", lambda: FLAT)
+    assert [path.parent for path in tmp_path.rglob("*.json")] == [tmp_path / "cost"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"nodes": [2, 3]}, "CostTable: nodes must ascend from 1, got [2, 3]"),
+        ({"nodes": [1, 1]}, "CostTable: nodes must ascend from 1, got [1, 1]"),
+        ({"contexts": []}, "CostTable: contexts must ascend from >= 0, got []"),
+        ({"contexts": [-1]}, "CostTable: contexts must ascend from >= 0, got [-1]"),
+        ({"seconds": [[1.0]]}, "CostTable: seconds must be [1, 2], got [1]"),
+        ({"seconds": [[1.0, 0.0]]}, "CostTable: seconds must be finite and positive, got 0.0"),
+        ({"seconds": [[1.0, 10**400]]}, "CostTable.from_json: text must be a cost table, got OverflowError("),
+        ({"nodes": [1, 2.5]}, "CostTable.from_json: text must be a cost table, got TypeError("),
+        ({"format": 9}, "CostTable.from_json: format must be 1, got 9"),
+    ],
+)
+def test_bad_tables_are_refused(change: dict, message: str) -> None:
+    text = json.dumps({**json.loads(STEEP.to_json()), **change})
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        CostTable.from_json(text)
+
+
+def test_calibration_starts_from_the_draft_and_learns() -> None:
+    calibration = Calibration(buckets=4, decay=1.0)
+    predicted = np.array([1.0, 0.9, 0.3], dtype=np.float32)
+    np.testing.assert_allclose(calibration.estimate(predicted), predicted)
+    for _ in range(1000):
+        calibration.observe(predicted, [0, 1])
+    np.testing.assert_allclose(calibration.estimate(predicted), [1.0, 1.0, 0.0], atol=0.01)
+    for _ in range(2000):
+        calibration.observe(predicted, [0, 2])
+    estimate = calibration.estimate(predicted)
+    np.testing.assert_allclose(estimate, [1.0, 1 / 3, 1 / 3], atol=0.01)  # never above the node before
+
+
+def test_calibration_forgets_failures_when_nothing_is_proposed() -> None:
+    calibration = Calibration()
+    predicted = np.array([1.0, 0.8], dtype=np.float32)
+    for _ in range(50):
+        calibration.observe(predicted, [0])
+    low = calibration.estimate(predicted)[1]
+    assert low < 0.2
+    for _ in range(500):
+        calibration.observe(predicted[:1], [0])
+    assert calibration.estimate(predicted)[1] > 0.75
+
+
+@given(
+    st.lists(st.lists(st.floats(0, 1), max_size=5), min_size=1, max_size=3),
+    st.lists(st.floats(0.01, 2), min_size=9, max_size=9),
+)
+def test_sizes_have_the_best_rate_of_all(drafts: list[list[float]], steps: list[float]) -> None:
+    proposals = [proposal(draft) for draft in drafts]
+    counts = len(proposals)
+    seconds = tuple(np.cumsum([1.0, *steps]).tolist())
+    table = CostTable(tuple(range(1, 11)), (0,), (seconds,))
+    sizes = choose_sizes(proposals, table, Calibration(), [0] * counts, margin=0.0)
+
+    def rate(sizes: list[int]) -> float:
+        tokens = sum(float(p.path_probability[:n].sum()) for p, n in zip(proposals, sizes, strict=True))
+        return tokens / table.curve(sum(sizes))[-1]
+
+    best = rate(sizes)
+    grid = np.indices([len(p.tree) for p in proposals]).reshape(counts, -1).T + 1
+    assert all(rate(other) <= best * (1 + 1e-6) for other in grid.tolist())
+    plain = [1] * counts
+    cautious = choose_sizes(proposals, table, Calibration(), [0] * counts, margin=0.3)
+    assert cautious == plain or rate(cautious) >= 1.3 * rate(plain) * (1 - 1e-6)
+
+
+def test_size_depends_on_cost_and_on_trust() -> None:
+    draft = proposal([0.9, 0.5, 0.2])
+    assert choose_size(draft, FLAT, Calibration()) == 4
+    assert choose_size(draft, STEEP, Calibration()) == 1
+    assert choose_size(Proposal.root(3), FLAT, Calibration()) == 1
+    assert choose_sizes([], FLAT, Calibration(), []) == []
+    bitter = Calibration()
+    for _ in range(200):
+        bitter.observe(draft.path_probability, [0])
+    assert choose_sizes([draft, draft], FLAT, [bitter, Calibration()], [0, 9], margin=0.2)[1] == 4
+    assert choose_size(draft, CostTable((1, 4), (0,), ((1.0, 1.2),)), bitter) == 1
+    assert draft.prefix(2).tree == draft.tree.prefix(2)
+    assert draft.prefix(2).path_probability.tolist() == draft.path_probability[:2].tolist()
+    with pytest.raises(ValueError, match="^choose_sizes: contexts must have 1 values, got 0$"):
+        choose_sizes([draft], FLAT, Calibration(), [])
+
+
+def test_prune_keeps_closed_sets_alone() -> None:
+    tree = TokenTree.from_paths(7, [[1, 2], [3]])
+    assert prune(tree, [3, 0]) == TokenTree(
+        np.array([7, 3], dtype=np.int32), np.array([-1, 0], dtype=np.int32), pruned=True
+    )
+    assert prune(tree, [0, 1, 2, 3]) == tree
+    for keep, message in [
+        ([], "prune: keep must hold the root and be < 4, got []"),
+        ([0, 4], "prune: keep must hold the root and be < 4, got [0, 4]"),
+        ([0, 2], "prune: keep must hold every parent, got 2 without 1"),
+    ]:
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            prune(tree, keep)
+
+
+def test_bad_calibrations_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^Calibration: buckets >= 1, .* must hold, got 0, 8.0, 0.99$"):
+        Calibration(buckets=0)
+    with pytest.raises(ValueError, match="^CostTable.measure: repeats must be >= 1, got 0$"):
+        CostTable.measure(lambda nodes, context: None, [1], repeats=0)
