@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.resolve()
 UNITS = Path("build/units")  # one generated translation unit per (op, instruction set)
 CXX_FLAGS = ["-O3", "-std=c++20", "-fno-math-errno", "-ffp-contract=off", "-fvisibility=hidden", "-Wall"]
 INCLUDES = [str(ROOT / "csrc"), str(ROOT / "csrc/include")]
-PLAIN = {"isa", "thread_pool"}  # compiled once, no kernel inside
+PLAIN = {"isa", "thread_pool", "tree_attention_plan"}  # compiled once, no kernel inside
 
 X86_TARGETS = {
     "generic": "",

@@ -3,13 +3,27 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from pyspec import backends, spec
 from pyspec.backends import explain
 from pyspec.errors import UnsupportedError
 
 __version__ = "0.1.0"
-__all__ = ["UnsupportedError", "__version__", "explain", "ops", "spec"]
+__all__ = ["LLM", "SamplingParams", "UnsupportedError", "__version__", "explain", "ops", "spec"]
 
 backends.load_native()
 
 from pyspec import ops  # noqa: E402 - its functions need the backends loaded
+
+if TYPE_CHECKING:
+    from pyspec.engine import LLM, SamplingParams
+
+
+def __getattr__(name: str) -> Any:
+    """LLM and SamplingParams on first use: a kernel caller needs neither tokenizers nor the engine."""
+    if name in ("LLM", "SamplingParams"):
+        from pyspec import engine
+
+        return getattr(engine, name)
+    raise AttributeError(f"module 'pyspec' has no attribute {name!r}")

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The compiled executor: a step program as a list of launches over fixed pointers, run by one call per step. No math here.
+// The compiled executor: a step program as a list of launches over fixed pointers, run by one call per step.
+// No math here.
 #pragma once
 
 #include <cstdint>
@@ -9,6 +10,7 @@
 #include <vector>
 
 #include "pyspec/kv_pages.h"
+#include "pyspec/quant_format.h"
 #include "pyspec/tree_attention.h"
 
 namespace pyspec {
@@ -18,10 +20,13 @@ struct StepSizes {
   int64_t T = 0, R = 0, B = 0;
 };
 
-// f32 rows in memory that outlives the executor (the Python side holds it): columns [0, columns) of rows of `stride`.
+// f32 rows in memory that outlives the executor (the Python side holds it): `columns` of every `stride`
+// floats. A step has T of them, or R where the buffer holds rows of logits.
 struct Rows {
   float* data;
   int64_t columns, stride;
+  bool of_logits;
+  int64_t count(const StepSizes& s) const { return of_logits ? s.R : s.T; }
 };
 
 // The arrays of a step, filled by the caller before run().
@@ -48,12 +53,18 @@ class StepExecutor {
   void rope(Rows x, const float* table, int64_t heads, int64_t rotary);
   void append_kv(Rows k, Rows v, const float* table, int64_t layer, int64_t rotary);
   void tree_attention(Rows q, Rows out, int64_t layer, float scale, float softcap, int64_t window);
+  void embedding(const void* weight, DType dtype, Rows out, float scale);
+  void quant_embedding(const uint8_t* packed, QuantFormat format, Rows out, float scale);
+  void linear(Rows x, const void* packed, DType dtype, const float* bias, Rows out);
+  void quantize(Rows x);  // for the quant_linear launches that follow, until the next quantize
+  void quant_linear(const uint8_t* packed, QuantFormat format, const float* bias, Rows x, Rows out);
   void gated(Rows gate_up, Rows out, bool gelu);
+  void softcap(Rows x, float cap);
   void gather_rows(Rows x, Rows out);
 
   void run(const StepSizes& sizes);
   void commit(const int32_t* path, const int32_t* path_len, int64_t B, int64_t E) const;
-  size_t workspace_bytes() const { return workspace_.size(); }
+  size_t workspace_bytes() const { return workspace_.size() + activations_.size(); }
 
  private:
   KvPages pages(uintptr_t base, int64_t layer) const;
@@ -61,10 +72,10 @@ class StepExecutor {
 
   StepArrays arrays_;
   CacheShape cache_;
-  int64_t heads_;
+  int64_t max_tokens_, heads_;
   std::vector<std::function<void(const StepSizes&)>> launches_;
   std::vector<std::unique_ptr<TreeAttentionPlan>> plans_;  // one per sliding window
-  std::vector<char> workspace_;
+  std::vector<char> workspace_, activations_;              // of attention, and of quantised rows
 };
 
 }  // namespace pyspec

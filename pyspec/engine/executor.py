@@ -13,7 +13,7 @@ from pyspec import spec
 from pyspec.engine.batch import StepBatch
 from pyspec.engine.kv_pages import KVCache
 from pyspec.models.program import Program, Ref, Step
-from pyspec.spec.quant_formats import QuantTensor, dequantize
+from pyspec.models.quant_formats import QuantTensor, dequantize
 
 Weights = Mapping[str, Tensor | QuantTensor]
 
@@ -129,6 +129,11 @@ class SpecExecutor:
 
     def _gelu_mul(self, step: Step) -> None:
         self._view(step.output).copy_(spec.gelu_mul.reference(self._view(step.inputs[0])))
+
+    def _softcap(self, step: Step) -> None:
+        self._view(step.output).copy_(
+            spec.softcap.reference(self._view(step.inputs[0]), cap=step.attrs["cap"])
+        )
 
     def _gather_rows(self, step: Step) -> None:
         rows = self._batch.logit_rows[: self._batch.R].long()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,12 +19,13 @@ from pyspec.engine.sampling_params import SPECULATION, SamplingParams
 from pyspec.engine.scheduler import Scheduler
 from pyspec.engine.speculation import Speculator
 from pyspec.engine.text import TextStream
-from pyspec.models.chat import render_chat
-from pyspec.models.checkpoint import open_checkpoint
+from pyspec.models.chat import chat_prompt
+from pyspec.models.checkpoint import Checkpoint, open_checkpoint
 from pyspec.models.decoder import decoder
 from pyspec.models.fetch import resolve_model
+from pyspec.models.quant_formats import QuantTensor
 from pyspec.models.rope_table import rope_table
-from pyspec.models.tokenizer import StreamDecoder
+from pyspec.models.tokenizer import StreamDecoder, Tokenizer
 from pyspec.trees.token_tree import TokenTree
 
 KV_DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
@@ -34,7 +36,7 @@ Prompt = str | Sequence[int]
 class LLM:
     """A loaded model.
 
-    model: a known name (fetched and cached), a GGUF file, or a Hugging Face folder.
+    model: a known name (fetched and cached), a GGUF file, a Hugging Face folder, or an open Checkpoint.
     speculation: "auto" (suffix trees where the measured cost says they pay), "suffix", "ngram", "random" (random
     tree shapes, for tests) or "off". It never changes the answer.
     max_batch requests run at once; max_context tokens are the longest prompt plus answer; max_nodes is the
@@ -48,7 +50,7 @@ class LLM:
 
     def __init__(
         self,
-        model: str | Path,
+        model: str | Path | Checkpoint,
         *,
         speculation: str = "auto",
         max_batch: int = 8,
@@ -71,7 +73,7 @@ class LLM:
             ("page_size", page_size, 4096),
         ):  # fmt: skip
             _check_size(name, value, high)
-        self.checkpoint = open_checkpoint(resolve_model(str(model)))
+        self.checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(resolve_model(model))
         self.config = config = self.checkpoint.config
         self.max_context = min(config.max_position, DEFAULT_CONTEXT) if max_context is None else max_context
         _check_size("max_context", self.max_context, config.max_position)
@@ -92,6 +94,7 @@ class LLM:
         self._batch = StepBatch(max_tokens, max_batch * max_nodes, max_batch, width, page_size)
         weights = {name: self.checkpoint.weight(name) for name in self.checkpoint.names()}
         factors = weights.pop("rope_factors", None)
+        assert not isinstance(factors, QuantTensor)  # the loaders check that it is f32
         for layer_type in sorted(set(config.layer_types)):
             weights["rope_" + layer_type] = rope_table(
                 config, layer_type, self.max_context + max_nodes, factors
@@ -106,7 +109,7 @@ class LLM:
             self._calibrate()
 
     @property
-    def tokenizer(self):  # type: ignore[no-untyped-def]  # the type would import tokenizers for every user of this module
+    def tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
         return self.checkpoint.tokenizer
 
@@ -170,13 +173,31 @@ class LLM:
         finally:
             self._scheduler.release(request)
 
-    def chat_prompt(self, messages: Sequence[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The prompt text of a conversation ({"role", "content"} each) by the model's chat template."""
-        if not self.checkpoint.chat_template:
+    def chat_prompt(
+        self, messages: Sequence[dict[str, str]], add_generation_prompt: bool = True
+    ) -> list[int]:
+        """Token ids of a conversation ({"role", "content"} each) by the model's chat template; ValueError without one."""
+        text = chat_prompt(self.checkpoint, messages, add_generation_prompt=add_generation_prompt)
+        return self.tokenizer.encode(text, add_special=False)
+
+    def prompt_logits(self, tokens: Sequence[int]) -> torch.Tensor:
+        """Logits [n, V] f32 behind each of n prompt tokens, n <= max_batch * max_nodes, as one chain on free pages."""
+        if not 1 <= len(tokens) <= min(self._batch.max_rows, self.max_context):
+            limit = min(self._batch.max_rows, self.max_context)
+            raise ValueError(f"LLM.prompt_logits: tokens must be 1 to {limit}, got {len(tokens)}")
+        request = Request(list(tokens), SamplingParams(), TextStream(None, ()), None, 1)
+        pages = self._pool.take(-(-len(tokens) // self._batch.page_size))
+        if pages is None:
             raise ValueError(
-                f"LLM.chat_prompt: model must have a chat template, got none in {self.checkpoint.path}"
+                f"LLM.prompt_logits: tokens must fit {self.free_pages} free pages, got {len(tokens)}"
             )
-        return render_chat(self.checkpoint, list(messages), add_generation_prompt)
+        request.pages = pages
+        try:
+            self._batch.fill([replace(Work.prefill(request, len(tokens)), logit_rows=len(tokens))])
+            self._executor.run()
+            return self._executor.logits().clone()
+        finally:
+            self._pool.give_back(pages)
 
     def _decoder(self, needed: bool) -> StreamDecoder | None:
         """What turns this model's tokens into text; None for a model without a tokenizer, unless text is needed."""

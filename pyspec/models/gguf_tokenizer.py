@@ -108,6 +108,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], eos_ids: Iterable[int] = ()
     vocab = {token: i for i, token in enumerate(tokens)}
     require(len(vocab) == len(tokens), "tokenizer.ggml.tokens", "unique", "duplicates", "gguf")
     pre = metadata.get("tokenizer.ggml.pre", "default")
+    require(isinstance(pre, str), "tokenizer.ggml.pre", "a string", pre, "gguf")
     try:
         if kind == "gpt2":
             pre = _SAME.get(pre, pre)

@@ -47,9 +47,9 @@ _GEMMA_LAYER = _LAYER | {
 }
 # Where the decoder lies: text models, and both layouts of multimodal Gemma 3 with its head.
 _ROOTS = (
-    ("model.", "lm_head."),
-    ("language_model.model.", "language_model.lm_head."),
-    ("model.language_model.", "lm_head."),
+    ("model.", "lm_head"),
+    ("language_model.model.", "language_model.lm_head"),
+    ("model.language_model.", "lm_head"),
 )
 
 
@@ -106,9 +106,8 @@ class HFCheckpoint(Checkpoint):
             rule = "a plain *.safetensors name in the folder"
             require(_SHARD.fullmatch(file) is not None, f"{index}: shard", rule, file, "checkpoint")
         shards = dict.fromkeys(files.values())
-        require(
-            len(shards) <= MAX_SHARDS, f"{index}: shards", f"at most {MAX_SHARDS}", len(shards), "checkpoint"
-        )
+        count = len(shards)
+        require(count <= MAX_SHARDS, f"{index}: shards", f"at most {MAX_SHARDS}", count, "checkpoint")
         opened = {file: self._open(file) for file in shards}
         held = {file: set(shard.keys()) for file, shard in opened.items()}
         for name, file in files.items():
@@ -125,20 +124,14 @@ class HFCheckpoint(Checkpoint):
 
     def _find_weights(self) -> dict[str, str]:
         """Canonical name -> stored name, with every shape and dtype checked."""
-        embeds = [f"{root}embed_tokens.weight" for root, _ in _ROOTS]
-        root, head = next(
-            (r for r, name in zip(_ROOTS, embeds, strict=True) if name in self._stored), _ROOTS[0]
-        )
-        names = {
-            "embed": f"{root}embed_tokens.weight",
-            "final_norm": f"{root}norm.weight",
-            "lm_head": f"{head}weight",
-        }
+        holding = (roots for roots in _ROOTS if f"{roots[0]}embed_tokens.weight" in self._stored)
+        root, head = next(holding, _ROOTS[0])
+        top = {"embed": f"{root}embed_tokens", "final_norm": f"{root}norm", "lm_head": head}
         layer = _GEMMA_LAYER if self.config.post_norms else _LAYER
         found = {}
         for name, shape in weight_shapes(self.config).items():
-            if name in names:
-                stored = names[name]
+            if name in top:
+                stored = f"{top[name]}.weight"
             else:
                 _, i, part = name.split(".")
                 stored = f"{root}layers.{i}.{layer[part]}"
@@ -176,8 +169,6 @@ class HFCheckpoint(Checkpoint):
             require(size <= MAX_JSON_BYTES, str(file), f"at most {MAX_JSON_BYTES} bytes", size, "checkpoint")
             return file.read_text("utf-8")
         if isinstance(template, list):  # several named ones: take the default
-            named = {
-                entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)
-            }
-            template = named.get("default")
+            objects = (entry for entry in template if isinstance(entry, dict))
+            template = {entry.get("name"): entry.get("template") for entry in objects}.get("default")
         return template if isinstance(template, str) else None

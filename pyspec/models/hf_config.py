@@ -100,11 +100,8 @@ def _rope(config: Fields, gemma: bool) -> tuple[float, float | None, Fields]:
 def _layer_types(config: Fields, architecture: str, num_layers: int) -> tuple[tuple[str, ...], int]:
     """Layer types and the window (0 where no layer slides), by the rules of each architecture."""
     window = config.integer("sliding_window", 0)
-    if architecture == "llama" or (
-        architecture.startswith("qwen") and not config.flag("use_sliding_window", False)
-    ):
-        window = 0
-    if window == 0:
+    switched_off = architecture.startswith("qwen") and not config.flag("use_sliding_window", False)
+    if architecture == "llama" or switched_off or window == 0:
         return ("full",) * num_layers, 0
     if architecture == "mistral":
         return ("sliding",) * num_layers, window
@@ -112,13 +109,7 @@ def _layer_types(config: Fields, architecture: str, num_layers: int) -> tuple[tu
     if stated is not None:
         names = {"full_attention": "full", "sliding_attention": "sliding"}
         for name in stated:
-            require(
-                name in ("full_attention", "sliding_attention"),
-                "layer_types",
-                " or ".join(names),
-                name,
-                "config",
-            )
+            require(name in list(names), "layer_types", " or ".join(names), name, "config")
         return tuple(names[name] for name in stated), window
     if architecture == "gemma3":
         period = config.integer("sliding_window_pattern")
@@ -148,9 +139,8 @@ def config_from_hf(raw: Mapping[str, Any], eos_ids: tuple[int, ...] = ()) -> Mod
     require(known, "architectures", f"one of {', '.join(_ARCHITECTURES)}", name, "config")
     architecture = _ARCHITECTURES[name]
     gemma = architecture == "gemma3"
-    text = (
-        Fields("config", raw).mapping("text_config", {}) if name == "Gemma3ForConditionalGeneration" else raw
-    )
+    nested = name == "Gemma3ForConditionalGeneration"
+    text = Fields("config", raw).mapping("text_config", {}) if nested else raw
     stated = {key: value for key, value in text.items() if value is not None}
     config = Fields("config", {**_GEMMA3_DEFAULTS, **stated} if gemma else stated)
     for key, off in _OFF.items():

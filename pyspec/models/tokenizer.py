@@ -73,8 +73,9 @@ class Tokenizer:
         self._inner = inner
         self._spell, self._strips_space = _read_decoder(inner)
         added = inner.get_added_tokens_decoder()
-        self._added = {token: entry.content.encode("utf-8") for token, entry in added.items()}
-        self._bytes: dict[int, bytes] = {}
+        # Byte-level tokenizers write added tokens literally; SentencePiece's spell theirs like any other.
+        literal = added.items() if self._spell is _byte_level else ()
+        self._bytes = {token: entry.content.encode("utf-8") for token, entry in literal}
         self.special_ids = frozenset(token for token, entry in added.items() if entry.special)
         self.eos_ids = tuple(eos_ids)
         self.vocab_size = inner.get_vocab_size(with_added_tokens=True)
@@ -94,10 +95,8 @@ class Tokenizer:
         """The bytes that a token adds to a text; empty for ids without a token (a padded vocabulary)."""
         known = self._bytes.get(token)
         if known is None:
-            known = self._added.get(token)
-            if known is None:
-                text = self._inner.id_to_token(token) if 0 <= token < 1 << 32 else None
-                known = b"" if text is None else self._spell(text)
+            text = self._inner.id_to_token(token) if 0 <= token < 1 << 32 else None
+            known = b"" if text is None else self._spell(text)
             self._bytes[token] = known
         return known
 

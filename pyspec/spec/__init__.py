@@ -18,6 +18,7 @@ from pyspec.spec.rms_norm import rms_norm
 from pyspec.spec.rope import rope
 from pyspec.spec.sample import sample
 from pyspec.spec.silu_mul import silu_mul
+from pyspec.spec.softcap import softcap
 from pyspec.spec.tile_kv import tile_kv
 from pyspec.spec.tree_attention import tree_attention
 from pyspec.spec.verify_tree import verify_tree
@@ -40,6 +41,7 @@ __all__ = [
     "rope",
     "sample",
     "silu_mul",
+    "softcap",
     "tile_kv",
     "tree_attention",
     "verify_tree",

@@ -76,12 +76,12 @@ def _check(
             node, least = paths[b][j], paths[b][j - 1] + 1 if j else 0
             if node < least:
                 raise ValueError(
-                    f"commit_kv: path must increase strictly from >= 0, got {node} at index [{b}, {j}]"
+                    f"commit_kv: path must be strictly increasing and >= 0, got {node} at index [{b}, {j}]"
                 )
             for slot in (L + j, L + node):
                 if slot >= W * S:
                     raise ValueError(
-                        f"commit_kv: path must stay within the W*S={W * S} slots of a request, got {node} at index [{b}, {j}]"
+                        f"commit_kv: path must be within the W*S={W * S} slots of a request, got {node} at index [{b}, {j}]"
                     )
                 if not 0 <= table[b][slot // S] < P:
                     raise ValueError(

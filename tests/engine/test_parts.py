@@ -80,8 +80,14 @@ class Letters:
         return rest
 
 
-@given(st.lists(st.integers(0, 2), max_size=30), st.lists(st.text("abc", min_size=1, max_size=4), max_size=3), st.integers(0, 2))
-def test_text_ends_before_the_first_stop_string_and_streams_the_same(tokens: list[int], stop: list[str], lag: int) -> None:
+@given(
+    st.lists(st.integers(0, 2), max_size=30),
+    st.lists(st.text("abc", min_size=1, max_size=4), max_size=3),
+    st.integers(0, 2),
+)
+def test_text_ends_before_the_first_stop_string_and_streams_the_same(
+    tokens: list[int], stop: list[str], lag: int
+) -> None:
     stream, streamed, stopped = TextStream(Letters(lag), tuple(stop)), "", False  # type: ignore[arg-type]
     for token in tokens:
         stopped = stream.push(token)

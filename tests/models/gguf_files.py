@@ -10,6 +10,7 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
+from tiny import VOCAB_SIZE, tiny_tokenizer
 
 from pyspec.models.quant_formats import QUANT_FORMATS
 
@@ -86,6 +87,21 @@ def sample_gguf(path: Path) -> Path:
     return path
 
 
+def add_tokenizer(writer: gguf.GGUFWriter) -> None:
+    """The tokenizer of tiny.py, a beginning and an end token, and a chat template."""
+    inner = tiny_tokenizer()
+    tokens = [inner.id_to_token(i) or f"[PAD{i}]" for i in range(VOCAB_SIZE)]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if i in (256, 257, 258) else 1 if i < 264 else 5 for i in range(VOCAB_SIZE)])
+    writer.add_token_merges(["t h", "th e", "\u0120 the", "i n", "in g"])
+    writer.add_bos_token_id(256)
+    writer.add_eos_token_id(257)
+    writer.add_add_bos_token(True)
+    writer.add_chat_template("{{ bos_token }}{{ messages[0].content }}{{ eos_token }}")
+
+
 _PARTS = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -107,7 +123,12 @@ _GEMMA_NORMS = {
 
 
 def model_gguf(
-    path: Path, model: Any, architecture: str, *, extra: dict[str, np.ndarray] | None = None
+    path: Path,
+    model: Any,
+    architecture: str,
+    *,
+    extra: dict[str, np.ndarray] | None = None,
+    tokenizer: bool = False,
 ) -> Path:
     """A transformers model as F32 GGUF by the conventions of its converters: llama interleaves rows of q and k,
     Gemma's norms get their 1 added."""
@@ -149,6 +170,8 @@ def model_gguf(
         writer.add_tensor(f"{stored}.{kind}", torch.as_tensor(array).contiguous().numpy())
     for name, array in (extra or {}).items():
         writer.add_tensor(name, array)
+    if tokenizer:
+        add_tokenizer(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 from gguf_files import model_gguf
-from tiny import tiny_checkpoint, tiny_model
+from tiny import tiny_checkpoint, tiny_model, tiny_tokenizer
 
 from pyspec.models import Checkpoint, QuantTensor, dequantize, open_checkpoint
+from pyspec.models.chat import chat_prompt
 
 # tiny name -> GGUF architecture
 PAIRS = {"llama-tied": "llama", "llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3"}
@@ -46,14 +48,13 @@ def test_rope_factors(tmp_path: Path) -> None:
 
 
 def test_quantised_rows_are_put_in_order(smollm2: Checkpoint) -> None:
-    reader = gguf.GGUFReader(smollm2.path)
-    stored = {tensor.name: tensor for tensor in reader.tensors}
+    file = smollm2._file  # type: ignore[attr-defined]
     for name, tensor, heads in (("q_proj", "attn_q", 9), ("k_proj", "attn_k", 3)):
         weight = smollm2.weight(f"layers.3.{name}")
         assert isinstance(weight, QuantTensor)
         assert weight.format == "q4_1"
-        source = stored[f"blk.3.{tensor}.weight"]
-        values = gguf.quants.dequantize(source.data, source.tensor_type)
+        rows = file.data(f"blk.3.{tensor}.weight").reshape(weight.shape[0], -1)
+        values = gguf.quants.dequantize(rows, gguf.GGMLQuantizationType.Q4_1)
         expected = values.reshape(heads, 32, 2, 576).swapaxes(1, 2).reshape(values.shape)
         assert np.array_equal(dequantize(weight).numpy(), expected)
 
@@ -187,6 +188,38 @@ def test_yarn_metadata(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = open_checkpoint(_changed(tmp_path / "m.gguf", yarn, monkeypatch)).config
     expected = open_checkpoint(tiny_checkpoint("llama-yarn", tmp_path / "hf")).config
     assert config.rope_scaling == expected.rope_scaling
+
+
+def test_tokenizer_and_template(tmp_path: Path) -> None:
+    path = model_gguf(tmp_path / "m.gguf", tiny_model("llama"), "llama", tokenizer=True)
+    checkpoint, reference = open_checkpoint(path), tiny_tokenizer()
+    text = "the thing<|user|> na\u00efve"
+    assert checkpoint.tokenizer.encode(text) == reference.encode(text).ids
+    assert checkpoint.tokenizer.special_ids == {256, 257, 258}
+    assert checkpoint.template_tokens == {"bos_token": "<s>", "eos_token": "</s>"}
+    assert (checkpoint.config.bos_id, checkpoint.config.eos_ids) == (256, (257,))
+    assert chat_prompt(checkpoint, [{"role": "user", "content": "hi"}]) == "<s>hi</s>"
+
+
+def test_mutated_models_open_or_are_refused(tmp_path: Path) -> None:
+    model = tiny_model("llama", num_hidden_layers=1)
+    data = model_gguf(tmp_path / "m.gguf", model, "llama", tokenizer=True).read_bytes()
+    header, path, rng = data.index(b"blk.0.ffn_up.weight"), tmp_path / "mutant.gguf", random.Random(0)
+    opened, mutants = 0, 600
+    for _ in range(mutants):
+        mutant = bytearray(data)
+        for _ in range(rng.randint(1, 4)):
+            mutant[rng.randrange(24, header)] = rng.choice([0, 1, 0x20, 0x7F, 0xFF, rng.randrange(256)])
+        path.write_bytes(mutant)
+        try:
+            checkpoint = open_checkpoint(path)
+            for name in checkpoint.names():
+                checkpoint.weight(name)
+            checkpoint.tokenizer.decode(checkpoint.tokenizer.encode("the thing<|user|>"))
+            opened += 1
+        except ValueError as error:
+            assert " must " in str(error)  # noqa: PT017 - any other exception fails the test by itself
+    assert 0 < opened < mutants
 
 
 def test_no_tokenizer_matters_only_when_asked_for(tmp_path: Path) -> None:

@@ -201,10 +201,8 @@ def test_refuses_broken_config(llama: Path) -> None:
 
 def test_unknown_path_and_name(tmp_path: Path, llama: Path) -> None:
     missing = tmp_path / "nowhere"
-    with pytest.raises(
-        FileNotFoundError,
-        match=re.escape(f"open_checkpoint: path must be a GGUF file or a model folder, got '{missing}'"),
-    ):  # noqa: E501
+    words = f"open_checkpoint: path must be a GGUF file or a model folder, got '{missing}'"
+    with pytest.raises(FileNotFoundError, match=re.escape(words)):
         open_checkpoint(missing)
     with pytest.raises(ValueError, match=r"weight: name must be one of names\(\), got 'lm_hat'"):
         open_checkpoint(llama).weight("lm_hat")

@@ -54,12 +54,15 @@ class TreeAttentionPlan {
   std::vector<Unit> units;
   std::vector<Item> items;
   bool serial = false;  // too little work to wake a thread
+  // What this step's split units store: at most workspace_bytes.
+  int64_t workspace_floats() const { return workspace_floats_; }
   // [units] finished items of split units: the last one merges and sets it back to 0.
   std::atomic<int32_t>* finished() const { return finished_.get(); }
 
  private:
   std::unique_ptr<std::atomic<int32_t>[]> finished_;
   size_t finished_size_ = 0;
+  int64_t workspace_floats_ = 0;
 };
 
 // Bytes that let every step of up to T nodes and `slots` slots per request be split well (at most 64 MiB).

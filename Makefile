@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+# Everything from a fresh clone: `make run` answers a prompt with and without a token tree, `make test` runs the tests.
+#
+# Variables (make run NAME=value):
+#   PYTHON       interpreter for the environment (python3)
+#   VENV         folder of the environment (.venv)
+#   TORCH        requirement of torch (torch==2.13.0)
+#   TORCH_INDEX  address of a further package index for torch, such as the one of CPU builds that torch's own installation
+#                page names. Without it and without an NVIDIA GPU, a CPU build (local version +cpu) is looked for where pip
+#                looks anyway; if there is none, plain TORCH is installed, which on Linux may be a much larger CUDA build.
+#   PYSPEC_BUILD what to compile: auto, cpu, cuda or none (see README.md)
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+CXX ?= g++
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
+
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+EXTRA_INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+PROGRESS := 's|^\(\[[0-9]*/[0-9]*\]\).* -c [^ ]*/\([^/ ]*\) -o .*|\1 \2|p'
+SOURCES := setup.py $(shell find csrc -type f -name '*.cpp' -o -type f -name '*.h' -o -type f -name '*.cu' -o -type f -name '*.cuh')
+CXX_FILES := $(shell find csrc tests -type f -name '*.cpp' -o -type f -name '*.h' -o -type f -name '*.cu' -o -type f -name '*.cuh')
+
+.PHONY: run test check format build bench clean
+.DELETE_ON_ERROR:
+
+run: $(VENV)/.compiled
+	$(VENV)/bin/pyspec demo
+
+test: $(VENV)/.compiled $(VENV)/.dev
+	$(PY) -m pytest
+
+check: $(VENV)/.compiled $(VENV)/.dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/clang-format --dry-run -Werror $(CXX_FILES)
+	$(PY) -m pytest tests/test_house.py
+	$(PY) tools/readme_table.py --check
+	$(PY) tools/readme_commands.py
+
+format: $(VENV)/.dev
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/clang-format -i $(CXX_FILES)
+
+# sdist and wheel in dist/, then the wheel in an empty environment, used from another folder
+build: $(VENV)/.dev
+	rm -rf dist
+	$(PY) -m build --no-isolation
+	$(PY) tools/check_wheel.py
+
+# Minutes to an hour: leave the machine alone meanwhile
+bench: $(VENV)/.compiled
+	for name in tree_attention linear e2e equality; do \
+	  $(PY) -m bench $$name --csv docs/results/$$name.csv || exit 1; \
+	done
+	$(PY) tools/readme_table.py
+
+clean:
+	rm -rf build dist *.egg-info pyspec/*.so $(VENV)/.compiled
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo "error: $(PYTHON) must be Python 3.10 or newer" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+	  || { echo "error: $(PYTHON) has no venv (Debian, Ubuntu: apt-get install python3-venv)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# Another torch needs other binaries: what was compiled goes.
+$(VENV)/.torch: $(VENV)/.created
+	@rm -rf build pyspec/*.so
+	@if [ -n "$(TORCH_INDEX)" ] || command -v nvidia-smi >/dev/null; then \
+	  $(PIP) install $(EXTRA_INDEX) "$(TORCH)"; \
+	elif $(PIP) install --quiet "$(TORCH)+cpu" 2>/dev/null; then \
+	  echo "installed a CPU build of $(TORCH)"; \
+	else \
+	  echo "no CPU build of $(TORCH) where pip looks: installing the plain one (TORCH_INDEX=... names another index)"; \
+	  $(PIP) install "$(TORCH)"; \
+	fi
+	@touch $@
+
+# The package itself, editable; extensions are compiled by the next rule, which can go on from where it was.
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml
+	$(PIP) install --quiet "setuptools>=77" wheel ninja "pybind11>=2.13"
+	PYSPEC_BUILD=none $(PIP) install --quiet --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	PYSPEC_BUILD=none $(PIP) install --quiet --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.compiled: $(VENV)/.installed $(SOURCES)
+	@if ! command -v $(firstword $(CXX)) >/dev/null; then \
+	  echo "no C++ compiler (Debian, Ubuntu: apt-get install g++): going on with the specification, which is slow"; \
+	elif ! $(PY) -c 'import pathlib, sysconfig; (pathlib.Path(sysconfig.get_path("include")) / "Python.h").stat()' 2>/dev/null; then \
+	  echo "no Python.h (Debian, Ubuntu: apt-get install python3-dev): going on with the specification, which is slow"; \
+	else \
+	  echo "compiling the kernels (a few minutes the first time) ..."; \
+	  mkdir -p build; \
+	  $(PY) setup.py --quiet build_ext --inplace 2>&1 | tee build/compile.log | sed -un $(PROGRESS) \
+	    || { grep -E 'error|Error' build/compile.log; echo "error: see build/compile.log" >&2; exit 1; }; \
+	  touch $@; \
+	fi

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+// Checks of values that sample and verify_tree share: the rules and messages of pyspec/spec/pipeline.py.
+#pragma once
+
+#include <cmath>
+#include <string>
+
+#include "bind/check.h"
+
+namespace pyspec {
+
+inline std::string value_text(int64_t x) { return std::to_string(x); }
+inline std::string value_text(int32_t x) { return std::to_string(x); }
+inline std::string value_text(float x) {  // as Python's format(x, "g")
+  char text[32];
+  std::snprintf(text, sizeof text, "%g", double(x));
+  return std::isnan(x) ? "nan" : text;
+}
+
+// The first element of a contiguous tensor [N] that breaks the rule is refused by name, index and value.
+template <typename T, typename Ok>
+void check_values(const Checker& check, const char* name, const std::string& rule, const at::Tensor& values,
+                  Ok ok) {
+  const T* data = values.const_data_ptr<T>();
+  for (int64_t i = 0; i < values.numel(); ++i)
+    if (!ok(data[i]))
+      check.value(false, (name + ("[" + std::to_string(i) + "]")).c_str(), rule, value_text(data[i]));
+}
+
+// One request's or row's sampling parameters, contiguous.
+struct LawTensors {
+  at::Tensor position, temperature, top_k, top_p, min_p, seed, stream;
+
+  LawTensors(Checker& check, Dim& letter, const char* position_name, const at::Tensor& position_,
+             const at::Tensor& temperature_, const at::Tensor& top_k_, const at::Tensor& top_p_,
+             const at::Tensor& min_p_, const at::Tensor& seed_, const at::Tensor& stream_)
+      : position_name_(position_name) {
+    check.tensor(position_name, position_, {letter}, {at::kInt});
+    check.tensor("temperature", temperature_, {letter}, {at::kFloat});
+    check.tensor("top_k", top_k_, {letter}, {at::kInt});
+    check.tensor("top_p", top_p_, {letter}, {at::kFloat});
+    check.tensor("min_p", min_p_, {letter}, {at::kFloat});
+    check.tensor("seed", seed_, {letter}, {at::kLong});
+    check.tensor("stream", stream_, {letter}, {at::kInt});
+    position = position_.contiguous();
+    temperature = temperature_.contiguous();
+    top_k = top_k_.contiguous();
+    top_p = top_p_.contiguous();
+    min_p = min_p_.contiguous();
+    seed = seed_.contiguous();
+    stream = stream_.contiguous();
+  }
+
+  void check_ranges(const Checker& check, int64_t vocab, int64_t num_logprobs) const {
+    constexpr int64_t kMaxLogprobs = 1024;
+    check.value(vocab >= 1, "logits", "[T, V] with V >= 1", "V=0");
+    const int64_t most = std::min(vocab, kMaxLogprobs);
+    check.value(num_logprobs >= 0 && num_logprobs <= most, "num_logprobs",
+                "in [0, " + std::to_string(most) + "]", num_logprobs);
+    check_values<int32_t>(check, position_name_, ">= 0", position, [](int32_t x) { return x >= 0; });
+    check_values<float>(check, "temperature", "finite and >= 0", temperature,
+                        [](float x) { return std::isfinite(x) && x >= 0; });
+    check_values<int32_t>(check, "top_k", "in [0, " + std::to_string(vocab) + "]", top_k,
+                          [=](int32_t x) { return x >= 0 && x <= vocab; });
+    check_values<float>(check, "top_p", "in (0, 1]", top_p, [](float x) { return x > 0 && x <= 1; });
+    check_values<float>(check, "min_p", "in [0, 1]", min_p, [](float x) { return x >= 0 && x <= 1; });
+  }
+
+ private:
+  const char* position_name_;
+};
+
+}  // namespace pyspec

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The house's own rules: stems agree, files stay short, licences stand, nothing dangerous is called."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from pyspec.contract import OPS
+
+ROOT = Path(__file__).parent.parent
+ROOMS = ("pyspec", "kernels", "bench", "tools", "tests", "csrc")
+SOURCES = sorted(
+    path
+    for room in ROOMS
+    for pattern in ("*.py", "*.cpp", "*.h", "*.cu", "*.cuh")
+    for path in (ROOT / room).rglob(pattern)
+)
+PYTHON = [ROOT / "setup.py", *(path for path in SOURCES if path.suffix == ".py")]
+HARD_LIMIT = 500  # lines
+ENV_READERS = {"pyspec/env.py", "setup.py", "csrc/cpu/isa.cpp", "csrc/cpu/thread_pool.cpp"}
+ENV_WRITERS = {"tools", "tests"}  # they set variables for the processes they start
+ENV_VARIABLES = {"PYSPEC_ISA", "PYSPEC_NUM_THREADS", "PYSPEC_CACHE", "PYSPEC_SPEC_ONLY", "PYSPEC_BUILD"}
+FORBIDDEN_CALLS = {"eval", "exec", "pickle.load", "pickle.loads", "torch.load", "marshal.loads", "os.system"}
+FORBIDDEN_IMPORTS = {"pickle", "marshal", "shelve", "dill"}
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+def limit_of(path: Path) -> int:
+    """Lines a file of this room may have."""
+    room = path.relative_to(ROOT).parts[0]
+    return 400 if room in ("csrc", "kernels", "tests") else 300
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_file_is_short_and_licensed(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert lines, "an empty file"
+    assert re.fullmatch(r"(#|//) SPDX-License-Identifier: Apache-2\.0", lines[0]), lines[0]
+    assert len(lines) <= HARD_LIMIT
+    if len(lines) > limit_of(path):
+        assert any("over the limit:" in line for line in lines[:20]), (
+            f"{len(lines)} lines without a reason at the head"
+        )
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_file_says_what_it_is(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".py":
+        assert ast.get_docstring(ast.parse(text)), "no docstring"
+    else:
+        assert text.splitlines()[1].startswith("//"), "no comment on line 2"
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=name_of)
+def test_no_dangerous_call(path: Path) -> None:
+    for node in nodes(path):
+        if isinstance(node, ast.Call):
+            assert ast.unparse(node.func) not in FORBIDDEN_CALLS, f"line {node.lineno}"
+            shell = [k for k in node.keywords if k.arg == "shell" and ast.unparse(k.value) != "False"]
+            assert not shell, f"line {node.lineno}: shell"
+        elif isinstance(node, ast.Import):
+            assert not FORBIDDEN_IMPORTS & {alias.name for alias in node.names}, f"line {node.lineno}"
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module not in FORBIDDEN_IMPORTS, f"line {node.lineno}"
+
+
+@pytest.mark.parametrize("path", [ROOT / "setup.py", *SOURCES], ids=name_of)
+def test_environment_is_read_in_one_place(path: Path) -> None:
+    if name_of(path) in ENV_READERS or path.relative_to(ROOT).parts[0] in ENV_WRITERS:
+        return
+    assert not re.search(r"(?<!\*\*)os\.environ|\bgetenv\(", path.read_text(encoding="utf-8"))
+
+
+def test_environment_variables_are_the_documented_ones() -> None:
+    used = {
+        name
+        for path in [ROOT / "setup.py", *SOURCES]
+        if path.relative_to(ROOT).parts[0] not in ENV_WRITERS
+        for name in re.findall(
+            r"(?:environ|getenv)\W+(?:get\(\W*)?\"?(PYSPEC_\w+)", path.read_text(encoding="utf-8")
+        )
+    }
+    assert used == ENV_VARIABLES
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [name for name in sorted(used) if f"`{name}" not in readme] == []
+
+
+@pytest.mark.parametrize("op", sorted(OPS))
+def test_stems_of_an_op_agree(op: str) -> None:
+    spec = ROOT / "pyspec" / "spec" / f"{op}.py"
+    home = spec if spec.exists() else Path(OPS[op].reference.__code__.co_filename)
+    assert home.parent == ROOT / "pyspec" / "spec", f"the specification of {op} is in {home}"
+    stems = {op, home.stem, *sharing(home)}  # ops of one family may share a header and a test
+    for folder, suffix, prefix in (("csrc/include/pyspec", ".h", ""), ("tests/ops", ".py", "test_")):
+        names = {path.stem for path in (ROOT / folder).glob(f"*{suffix}")}
+        assert any(prefix + stem in names for stem in stems), f"no {folder}/{prefix}{op}{suffix}"
+
+
+def sharing(spec: Path) -> set[str]:
+    """Stems of the specifications that this one is built from: they may hold its kernel and its tests."""
+    imports = [node.module for node in nodes(spec) if isinstance(node, ast.ImportFrom) and node.module]
+    return {module.removeprefix("pyspec.spec.") for module in imports if module.startswith("pyspec.spec.")}
+
+
+def test_every_kernel_belongs_to_a_header() -> None:
+    plain = next(
+        ast.literal_eval(node.value)
+        for node in nodes(ROOT / "setup.py")
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "PLAIN"
+    )
+    headers = {path.stem for path in (ROOT / "csrc/include/pyspec").glob("*.h")}
+    kernels = {path.name.split(".")[0] for path in (ROOT / "csrc/cpu").glob("*.cpp")} - plain
+    assert kernels <= headers
+    for op in kernels:
+        assert (ROOT / "csrc/bind" / f"{op}.cpp").exists(), f"{op} has no binding"
+
+
+@pytest.mark.parametrize("op", sorted(OPS))
+def test_op_is_public_and_documented(op: str) -> None:
+    from pyspec import ops
+
+    assert op in ops.__all__
+    assert (getattr(ops, op).__doc__ or "").strip()
+    structure = (ROOT / "docs" / "structure.md").read_text(encoding="utf-8")
+    assert f"`{op}`" in structure, "docs/structure.md does not name it"
+
+
+def test_readme_figures_are_generated() -> None:
+    from tools import readme_table
+
+    assert readme_table.main(["--check"]) == 0
