@@ -28,11 +28,8 @@ __all__ = [
     "rms_norm",
     "rope",
     "sample",
-<<<<<<< HEAD
     "silu_mul",
-=======
     "softcap",
->>>>>>> main
     "tile_kv",
     "tree_attention",
     "verify_tree",
@@ -170,7 +167,6 @@ def verify_tree(
     return call(spec.verify_tree, args, {"max_path": max_path, "num_logprobs": num_logprobs}, backend)
 
 
-<<<<<<< HEAD
 def embedding(ids: Tensor, weight: Tensor, *, scale: float = 1.0, backend: str | None = None) -> Tensor:
     """Rows ids [T] i32 of weight [V, K] f32|bf16|f16, widened and times scale; returns [T, K] f32."""
     return call(spec.embedding, (ids, weight), {"scale": scale}, backend)
@@ -255,8 +251,8 @@ def w8a8_linear(
 ) -> Tensor:  # fmt: skip
     """x [M, K] i8 times weight [N, K] i8 in exact integers, times x_scale [M] and w_scale [N] f32; returns [M, N] out_dtype."""
     return call(spec.w8a8_linear, (x, weight, x_scale, w_scale), {"out_dtype": out_dtype}, backend)
-=======
+
+
 def softcap(x: Tensor, *, cap: float, backend: str | None = None) -> Tensor:
     """cap * tanh(x / cap) of x [M, K] f32, elementwise; ValueError unless cap is positive and finite."""
     return call(spec.softcap, (x,), {"cap": cap}, backend)
->>>>>>> main

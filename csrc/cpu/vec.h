@@ -77,18 +77,15 @@ inline I32 shift_right(I32 a) {  // arithmetic
 inline void store_i8(int8_t* p, I32 a) {  // saturating
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(a.v));
 }
-<<<<<<< HEAD
 inline I32 max(I32 a, I32 b) { return {_mm512_max_epi32(a.v, b.v)}; }
 inline int32_t reduce_add(I32 a) { return _mm512_reduce_add_epi32(a.v); }
 inline int32_t reduce_max(I32 a) { return _mm512_reduce_max_epi32(a.v); }
-=======
 // The same as load_bf16_pairs for f16.
 inline void load_f16_pairs(const uint16_t* p, F32& even, F32& odd) {
   const __m512i raw = _mm512_loadu_si512(p);
   even.v = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(raw));
   odd.v = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(raw, 16)));
 }
->>>>>>> main
 
 #elif defined(PYSPEC_ISA_AVX2)
 
@@ -182,7 +179,6 @@ inline void store_i8(int8_t* p, I32 a) {
   istore(t, a);
   for (int i = 0; i < 16; ++i) p[i] = int8_t(t[i] < -128 ? -128 : t[i] > 127 ? 127 : t[i]);
 }
-<<<<<<< HEAD
 inline I32 max(I32 a, I32 b) { return {_mm256_max_epi32(a.lo, b.lo), _mm256_max_epi32(a.hi, b.hi)}; }
 inline int32_t reduce_add(I32 a) {
   alignas(32) int32_t t[16];
@@ -197,7 +193,7 @@ inline int32_t reduce_max(I32 a) {
   int32_t most = t[0];
   for (int i = 1; i < 16; ++i) most = t[i] > most ? t[i] : most;
   return most;
-=======
+}
 inline __m256 f16_pair_half(__m256i words) {  // the low 16 bits of 8 words
   const __m256i packed = _mm256_packus_epi32(_mm256_and_si256(words, _mm256_set1_epi32(0xffff)), words);
   return _mm256_cvtph_ps(_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
@@ -207,7 +203,6 @@ inline void load_f16_pairs(const uint16_t* p, F32& even, F32& odd) {
   const __m256i hi = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 16));
   even = {f16_pair_half(lo), f16_pair_half(hi)};
   odd = {f16_pair_half(_mm256_srli_epi32(lo, 16)), f16_pair_half(_mm256_srli_epi32(hi, 16))};
->>>>>>> main
 }
 
 #else  // generic and NEON: arrays that the compiler vectorises
@@ -330,7 +325,6 @@ inline I32 shift_right(I32 a) {
 inline void store_i8(int8_t* p, I32 a) {
   PYSPEC_EACH p[i] = int8_t(a.v[i] < -128 ? -128 : a.v[i] > 127 ? 127 : a.v[i]);
 }
-<<<<<<< HEAD
 inline I32 max(I32 a, I32 b) {
   PYSPEC_EACH a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i];
   return a;
@@ -344,13 +338,12 @@ inline int32_t reduce_max(I32 a) {
   int32_t most = a.v[0];
   PYSPEC_EACH most = a.v[i] > most ? a.v[i] : most;
   return most;
-=======
+}
 inline void load_f16_pairs(const uint16_t* p, F32& even, F32& odd) {
   PYSPEC_EACH {
     even.v[i] = f16_to_f32(p[2 * i]);
     odd.v[i] = f16_to_f32(p[2 * i + 1]);
   }
->>>>>>> main
 }
 #undef PYSPEC_EACH
 
