@@ -40,13 +40,13 @@ StepExecutor::StepExecutor(const StepArrays& arrays, const CacheShape& cache, in
 
 void StepExecutor::rms_norm(Rows x, const float* weight, Rows out, int64_t heads, float eps) {
   const int64_t K = x.columns / heads;
-  if (heads == 1) {
+  if (heads == 1 && out.columns == out.stride) {
     add([=](const StepSizes& s) {
       rms_norm_cpu({x.data, nullptr, weight, out.data, s.T, K, x.stride, eps});
     });
     return;
   }
-  // Norm of each head in place: the rows of one token are its heads.
+  // Norm of each head: the rows of one token are its heads, tokens lie a wider buffer's row apart.
   add([=](const StepSizes& s) {
     for (int64_t t = 0; t < s.T; ++t)
       rms_norm_cpu({x.data + t * x.stride, nullptr, weight, out.data + t * out.stride, heads, K, K, eps});
