@@ -349,21 +349,39 @@ inline void load_f16_pairs(const uint16_t* p, F32& even, F32& odd) {
 
 #endif
 
-// Lane i is added to lane i + 8, then i + 4, i + 2, i + 1: one order everywhere.
+// Lane i is added to lane i + 8, then i + 4, i + 2, i + 1: one order everywhere. Maxima likewise.
+#if defined(PYSPEC_ISA_AVX512) || defined(PYSPEC_ISA_AVX2)
+#if defined(PYSPEC_ISA_AVX512)
+inline __m256 lower(F32 a) { return _mm512_castps512_ps256(a.v); }
+inline __m256 upper(F32 a) { return _mm512_extractf32x8_ps(a.v, 1); }
+#else
+inline __m256 lower(F32 a) { return a.lo; }
+inline __m256 upper(F32 a) { return a.hi; }
+#endif
 inline float reduce_add(F32 a) {
-  alignas(64) float t[16];
-  store(t, a);
-  for (int half = 8; half; half /= 2)
-    for (int i = 0; i < half; ++i) t[i] += t[i + half];
-  return t[0];
+  const __m256 x8 = _mm256_add_ps(lower(a), upper(a));
+  const __m128 x4 = _mm_add_ps(_mm256_castps256_ps128(x8), _mm256_extractf128_ps(x8, 1));
+  const __m128 x2 = _mm_add_ps(x4, _mm_movehl_ps(x4, x4));
+  return _mm_cvtss_f32(_mm_add_ss(x2, _mm_movehdup_ps(x2)));
 }
 inline float reduce_max(F32 a) {
-  alignas(64) float t[16];
-  store(t, a);
-  for (int half = 8; half; half /= 2)
-    for (int i = 0; i < half; ++i) t[i] = t[i] > t[i + half] ? t[i] : t[i + half];
-  return t[0];
+  const __m256 x8 = _mm256_max_ps(lower(a), upper(a));
+  const __m128 x4 = _mm_max_ps(_mm256_castps256_ps128(x8), _mm256_extractf128_ps(x8, 1));
+  const __m128 x2 = _mm_max_ps(x4, _mm_movehl_ps(x4, x4));
+  return _mm_cvtss_f32(_mm_max_ss(x2, _mm_movehdup_ps(x2)));
 }
+#else
+inline float reduce_add(F32 a) {
+  for (int half = 8; half; half /= 2)
+    for (int i = 0; i < half; ++i) a.v[i] += a.v[i + half];
+  return a.v[0];
+}
+inline float reduce_max(F32 a) {
+  for (int half = 8; half; half /= 2)
+    for (int i = 0; i < half; ++i) a.v[i] = a.v[i] > a.v[i + half] ? a.v[i] : a.v[i + half];
+  return a.v[0];
+}
+#endif
 inline void store_bf16(uint16_t* p, F32 a) {  // round to nearest even; NaN stays NaN
   alignas(64) float t[16];
   store(t, a);

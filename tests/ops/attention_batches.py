@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from pyspec import spec
-from pyspec.spec.tree_attention import depths
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
@@ -114,7 +113,3 @@ def attend(
 def equal(a: Tensor, b: Tensor) -> bool:
     """The same bits, none of them NaN."""
     return torch.equal(a, b)  # NaN never equals itself
-
-
-def max_depth(parents: list[int]) -> int:
-    return max(depths(parents))
