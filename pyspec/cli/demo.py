@@ -39,7 +39,7 @@ def cheapest_item(items):
 ```
 """
 MAX_TOKENS = 256
-MAX_TOKENS_SPEC = 48  # the specification is slow
+MAX_TOKENS_SPEC = 16  # the specification takes seconds a step
 
 
 @click.command()
@@ -56,12 +56,11 @@ def demo(model: str, max_tokens: int | None, threads: int | None, quiet: bool) -
     llm = load_model(
         {"model": model, "speculation": "suffix", "context": None, "threads": threads}, quiet=quiet
     )
-    max_tokens = max_tokens or (MAX_TOKENS_SPEC if llm.executor_name == "spec" else MAX_TOKENS)
-    params = SamplingParams(max_tokens=max_tokens)
+    compiled = llm.executor_name != "spec"
+    params = SamplingParams(max_tokens=max_tokens or (MAX_TOKENS if compiled else MAX_TOKENS_SPEC))
     prompt = render_prompt(llm, PROMPT, None)
-    list(
-        llm.stream(prompt, replace(params, max_tokens=2))
-    )  # pages of weights and code come in before the clock runs
+    if compiled:  # pages of weights and code come in before the clock runs
+        list(llm.stream(prompt, replace(params, max_tokens=2)))
     answers = []
     for name, speculation in (("with a token tree", "suffix"), ("plain", "off")):
         if not quiet:
