@@ -94,6 +94,7 @@ class OpSpec:
     cases: Callable[[], Iterable[Case]] | None
     cost: Callable[..., Cost] | None
     limits: Mapping[str, Callable[..., str | None]]
+    derive: Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]] | None
 
     @property
     def schema(self) -> str:
@@ -164,6 +165,8 @@ class OpSpec:
             s.name: kwargs.get(s.name, int(s.default or 0)) for s in self.scalars if s.type == "int"
         }
         sizes.update(self._letters(args))
+        if self.derive is not None:
+            sizes.update(self.derive(sizes, kwargs))
         tensors = {term.name: tensor for term, tensor in zip(self.inputs, args, strict=True)}
         outputs = []
         for term in self.outputs:
@@ -201,17 +204,19 @@ def op(
     cases: Callable[[], Iterable[Case]] | None = None,
     cost: Callable[..., Cost] | None = None,
     limits: Mapping[str, Callable[..., str | None]] | None = None,
+    derive: Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]] | None = None,
 ) -> Callable[[Callable[..., Any]], OpSpec]:
     """Define `pyspec::<name>` from the decorated plain-PyTorch reference.
 
     `check(sizes, *args, **kwargs)` raises ValueError for bad values; `cost(sizes, *args, **kwargs)` gives the floor;
-    `limits[backend](sizes, *args, **kwargs)` returns why a backend cannot run the call, or None.
+    `limits[backend](sizes, *args, **kwargs)` returns why a backend cannot run the call, or None;
+    `derive(sizes, kwargs)` gives sizes of outputs that no expression of letters can (packed layouts).
     """
 
     def decorate(reference: Callable[..., Any]) -> OpSpec:
         inputs, scalars, outputs = _parse(contract)
         spec = OpSpec(
-            reference.__name__, inputs, scalars, outputs, reference, check, cases, cost, limits or {}
+            reference.__name__, inputs, scalars, outputs, reference, check, cases, cost, limits or {}, derive
         )
         OPS[spec.name] = spec
         LIBRARY.define(spec.schema)

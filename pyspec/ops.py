@@ -7,6 +7,7 @@ refused with every backend's reason if it cannot. Bad arguments raise ValueError
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from pyspec import spec
@@ -16,13 +17,24 @@ __all__ = [
     "add_rms_norm",
     "append_kv",
     "commit_kv",
+    "embedding",
+    "gelu_mul",
+    "linear",
+    "linear_packed",
+    "pack_quant_weight",
+    "pack_weight",
+    "quant_embedding",
+    "quant_linear",
     "rms_norm",
     "rope",
     "sample",
+    "silu_mul",
     "softcap",
     "tile_kv",
     "tree_attention",
     "verify_tree",
+    "w4a16_linear",
+    "w8a8_linear",
 ]
 
 
@@ -153,6 +165,92 @@ def verify_tree(
     """
     args = (logits, tokens, parents, cu_t, position, temperature, top_k, top_p, min_p, seed, stream)
     return call(spec.verify_tree, args, {"max_path": max_path, "num_logprobs": num_logprobs}, backend)
+
+
+def embedding(ids: Tensor, weight: Tensor, *, scale: float = 1.0, backend: str | None = None) -> Tensor:
+    """Rows ids [T] i32 of weight [V, K] f32|bf16|f16, widened and times scale; returns [T, K] f32."""
+    return call(spec.embedding, (ids, weight), {"scale": scale}, backend)
+
+
+def gelu_mul(gate_up: Tensor, *, backend: str | None = None) -> Tensor:
+    """GELU (tanh approximation) of the first half of the columns of gate_up [M, N] f32 times the second; returns [M, N/2] f32."""
+    return call(spec.gelu_mul, (gate_up,), {}, backend)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str | None = None) -> Tensor:
+    """x [M, K] f32|bf16 times the transpose of weight [N, K] f32|bf16, plus bias [N] f32; returns [M, N] f32.
+
+    The order of sums depends on N and K alone. Packs the weight in every call: see pack_weight and linear_packed.
+    """
+    return call(spec.linear, (x, weight, bias), {}, backend)
+
+
+def linear_packed(
+    x: Tensor, packed: Tensor, bias: Tensor | None = None, *, num_rows: int, backend: str | None = None
+) -> Tensor:
+    """linear with the num_rows = N rows of a weight as pack_weight gives them: the same bits; returns [M, N] f32."""
+    return call(spec.linear_packed, (x, packed, bias), {"num_rows": num_rows}, backend)
+
+
+def pack_quant_weight(qweight: Tensor, *, format: str, backend: str | None = None) -> Tensor:
+    """GGUF rows [N, Y] u8 of q4_0|q4_1|q5_0|q8_0|q4_k|q6_k as [N/16 rounded up, Z] u8 for quant_linear and quant_embedding.
+
+    The layout is in pyspec/spec/quant_formats.py. K-quant scales are rounded by at most 2^-11.
+    """
+    return call(spec.pack_quant_weight, (qweight,), {"format": format}, backend)
+
+
+def pack_weight(weight: Tensor, *, backend: str | None = None) -> Tensor:
+    """weight [N, K] f32|bf16 as [N/16 rounded up, 16 K with K rounded up to even] for linear_packed; a copy."""
+    return call(spec.pack_weight, (weight,), {}, backend)
+
+
+def quant_embedding(
+    ids: Tensor, qweight: Tensor, *, format: str, layout: str = "rows", num_rows: int = 0, scale: float = 1.0,
+    backend: str | None = None,
+) -> Tensor:  # fmt: skip
+    """Rows ids [T] i32 of a quantised table, dequantised and times scale; returns [T, K] f32. Arguments as in quant_linear."""
+    kwargs = {"format": format, "layout": layout, "num_rows": num_rows, "scale": scale}
+    return call(spec.quant_embedding, (ids, qweight), kwargs, backend)
+
+
+def quant_linear(
+    x: Tensor, qweight: Tensor, bias: Tensor | None = None, *, format: str, layout: str = "rows", num_rows: int = 0,
+    backend: str | None = None,
+) -> Tensor:  # fmt: skip
+    """x [M, K] f32, quantised on the fly to int8 by groups of 32, times a quantised weight, plus bias [N] f32; returns [M, N] f32.
+
+    qweight: GGUF rows [N, Y] u8 (layout "rows", packed in every call), or pack_quant_weight's result (layout "packed", with
+    num_rows = N): the same bits. The order of sums depends on N and K alone.
+    """
+    kwargs = {"format": format, "layout": layout, "num_rows": num_rows}
+    return call(spec.quant_linear, (x, qweight, bias), kwargs, backend)
+
+
+def silu_mul(gate_up: Tensor, *, backend: str | None = None) -> Tensor:
+    """SiLU of the first half of the columns of gate_up [M, N] f32 times the second half; returns [M, N/2] f32."""
+    return call(spec.silu_mul, (gate_up,), {}, backend)
+
+
+def w4a16_linear(
+    x: Tensor, qweight: Tensor, scales: Tensor, zeros: Tensor | None = None, g_idx: Tensor | None = None, *,
+    group_size: int, backend: str | None = None,
+) -> Tensor:  # fmt: skip
+    """x [M, K] f32|bf16 times a 4-bit weight; returns [M, N] f32.
+
+    qweight [N, K/2] u8 (low nibble: even k), scales and zeros [N, J] f16|bf16|f32 (zero points 8 without zeros), group_size
+    32|64|128|-1 (one group), g_idx [K] i32 the group of each k where they are not neighbours (act-order).
+    """
+    args = (x, qweight, scales, zeros, g_idx)
+    return call(spec.w4a16_linear, args, {"group_size": group_size}, backend)
+
+
+def w8a8_linear(
+    x: Tensor, weight: Tensor, x_scale: Tensor, w_scale: Tensor, *,
+    out_dtype: torch.dtype = torch.float32, backend: str | None = None,
+) -> Tensor:  # fmt: skip
+    """x [M, K] i8 times weight [N, K] i8 in exact integers, times x_scale [M] and w_scale [N] f32; returns [M, N] out_dtype."""
+    return call(spec.w8a8_linear, (x, weight, x_scale, w_scale), {"out_dtype": out_dtype}, backend)
 
 
 def softcap(x: Tensor, *, cap: float, backend: str | None = None) -> Tensor:

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Philox4x32-10, and exp and log in plain float64 steps: the same bits as pyspec/spec/noise.py on every
+// Philox4x32-10, and exp2 and log in plain float64 steps: the same bits as pyspec/spec/noise.py on every
 // instruction set. Included once per kernel and instruction set, after cpu/kernel.h.
 #pragma once
 
@@ -15,15 +15,14 @@ constexpr int kWide = 2;
 #endif
 typedef double F64 __attribute__((vector_size(8 * kWide)));
 typedef uint64_t U64 __attribute__((vector_size(8 * kWide)));
-typedef float F32Half __attribute__((vector_size(4 * kWide)));
 
 constexpr double kLog2e = 1.4426950408889634, kLn2Hi = 0.6931471804855391, kLn2Lo = 7.440617110012397e-11;
 constexpr double kMagic = 0x1.8p52;  // adding it rounds to an integer, which then stands in the lowest bits
-constexpr double kExpLowest = -700;
-constexpr double kExp[] = {0.5000000000000001,     0.16666666666666669,    0.04166666666662413,
-                           0.008333333333330062,   0.0013888888917213717,  0.00019841269863053618,
-                           2.4801521295954376e-05, 2.7557268459997064e-06, 2.7620088445409746e-07,
-                           2.510038549551032e-08};
+constexpr double kExp2Lowest = -1000;
+constexpr double kExp2[] = {0.6931471805599453,    0.24022650695910097,   0.0555041086648216,
+                            0.009618129107606888,  0.0013333558146416936, 0.0001540353044173605,
+                            1.525273382983612e-05, 1.321544258792169e-06, 1.0178062445845774e-07,
+                            7.072585949269223e-09, 4.4549605981865186e-10};
 
 template <typename To, typename From>
 inline To bit_cast(const From& from) {
@@ -33,19 +32,36 @@ inline To bit_cast(const From& from) {
   return to;
 }
 
-// e^x for x <= 0; exactly 0 below -700. D, U: double and uint64_t, or F64 and U64.
+inline F64 widen(const float* p) {
+#if defined(PYSPEC_ISA_AVX512)
+  return _mm512_cvtps_pd(_mm256_loadu_ps(p));
+#elif defined(PYSPEC_ISA_AVX2)
+  return _mm256_cvtps_pd(_mm_loadu_ps(p));
+#else
+  return F64{double(p[0]), double(p[1])};
+#endif
+}
+
+inline double at_least(double x, double lowest) { return x > lowest ? x : lowest; }
+inline F64 at_least(F64 x, double lowest) {
+#if defined(PYSPEC_ISA_AVX512)
+  return _mm512_max_pd(x, _mm512_set1_pd(lowest));
+#elif defined(PYSPEC_ISA_AVX2)
+  return _mm256_max_pd(x, _mm256_set1_pd(lowest));
+#else
+  return x > lowest ? x : F64{} + lowest;
+#endif
+}
+
+// 2^x for x <= 0; 2^-1000 below -1000. D, U: double and uint64_t, or F64 and U64.
 template <typename D, typename U>
-inline D exp_nonpositive(D x) {
-  const D lowest = D{} + kExpLowest;
-  const D clamped = x < lowest ? lowest : x;
-  const D shifted = clamped * kLog2e + kMagic;
-  const D k = shifted - kMagic;
-  const D r = clamped - k * kLn2Hi - k * kLn2Lo;
-  D q = D{} + kExp[9];
-  for (int i = 8; i >= 0; --i) q = q * r + kExp[i];
-  const D y = r * r * q + r + 1.0;
-  const D scaled = bit_cast<D>(bit_cast<U>(y) + (bit_cast<U>(shifted) << 52));
-  return x < lowest ? D{} : scaled;
+inline D exp2_negative(D x) {
+  const D clamped = at_least(x, kExp2Lowest);
+  const D shifted = clamped + kMagic;
+  const D f = clamped - (shifted - kMagic);
+  D q = D{} + kExp2[10];
+  for (int i = 9; i >= 0; --i) q = q * f + kExp2[i];
+  return bit_cast<D>(bit_cast<U>(q * f + 1.0) + (bit_cast<U>(shifted) << 52));
 }
 
 inline double log_positive(double x) {
@@ -72,7 +88,11 @@ inline U64 mul32(U64 a, uint64_t b) {
 #elif defined(PYSPEC_ISA_AVX2)
   return (U64)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi64x(int64_t(b)));
 #else
+#if defined(__SSE2__)
+  return (U64)_mm_mul_epu32((__m128i)a, _mm_set1_epi64x(int64_t(b)));
+#else
   return (a & 0xffffffffu) * b;
+#endif
 #endif
 }
 
@@ -92,8 +112,12 @@ class Noise {
     }
   }
 
-  // Words of the tokens first .. first + kTokens - 1; first is a multiple of 4.
-  void words(int64_t first, uint32_t* out) const {
+  // Words of the tokens first .. first + kTokens - 1, first a multiple of 4: word w of lane i is that of
+  // token 4 i + w.
+  struct Words {
+    U64 w[4];
+  };
+  Words words(int64_t first) const {
     // Each 32-bit word stands in the low half of a lane; what the high halves hold does not matter until the
     // end.
     U64 c0, c1 = U64{} + position_, c2 = U64{} + stream_, c3{};
@@ -105,24 +129,11 @@ class Noise {
       c2 = low >> 32 ^ c3 ^ key[1];
       c3 = low;
     }
-    const U64 even = (c0 & 0xffffffffu) | c1 << 32, odd = (c2 & 0xffffffffu) | c3 << 32;
-#if defined(PYSPEC_ISA_AVX512)
-    const U64 pairs[2] = {__builtin_shufflevector(even, odd, 0, 8, 1, 9, 2, 10, 3, 11),
-                          __builtin_shufflevector(even, odd, 4, 12, 5, 13, 6, 14, 7, 15)};
-#elif defined(PYSPEC_ISA_AVX2)
-    const U64 pairs[2] = {__builtin_shufflevector(even, odd, 0, 4, 1, 5),
-                          __builtin_shufflevector(even, odd, 2, 6, 3, 7)};
-#else
-    const U64 pairs[2] = {U64{even[0], odd[0]}, U64{even[1], odd[1]}};
-#endif
-    std::memcpy(out, pairs, sizeof pairs);  // little-endian: token 4 i + w is word w of lane i
+    const U64 low_half = U64{} + 0xffffffffu;
+    return {{c0 & low_half, c1 & low_half, c2 & low_half, c3 & low_half}};
   }
 
-  uint32_t word(int64_t token) const {
-    uint32_t group[kTokens];
-    words(token / 4 * 4, group);
-    return group[token % 4];
-  }
+  uint32_t word(int64_t token) const { return uint32_t(words(token / 4 * 4).w[token % 4][0]); }
 
  private:
   uint64_t position_, stream_;

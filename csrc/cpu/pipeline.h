@@ -20,22 +20,17 @@ struct Pick {
   float* top_logprobs;  // [num_logprobs]
 };
 
-// Types of this namespace: what the standard library makes of them is compiled for this instruction set
-// alone.
-struct Before {
-  bool operator()(uint64_t a, uint64_t b) const { return a < b; }
-};
-struct Above {
-  bool operator()(float a, float b) const { return a > b; }
-};
-
 // A cleaned row and the maximum of each block of 64 tokens, by which most blocks are skipped unread.
 class Row {
  public:
+  static constexpr float kLowest = -std::numeric_limits<float>::infinity();
+  static constexpr float kFinite = std::numeric_limits<float>::lowest();
+
   Row(const float* logits, int64_t vocab) : V(vocab), blocks((vocab + kBlock - 1) / kBlock) {
-    auto* memory = static_cast<char*>(thread_scratch(size_t(blocks) * (kBlock * 12 + 8)));
+    auto* memory = static_cast<char*>(thread_scratch(size_t(blocks) * (kBlock * 20 + 8)));
     keys = reinterpret_cast<uint64_t*>(memory);
-    z = reinterpret_cast<float*>(keys + blocks * kBlock);
+    spare = keys + blocks * kBlock;
+    z = reinterpret_cast<float*>(spare + blocks * kBlock);
     block_max = z + blocks * kBlock;
     work = block_max + blocks;
     for (int64_t b = 0; b < blocks; ++b) {
@@ -67,18 +62,16 @@ class Row {
 
   double centred(float value) const { return double(value) - double(max); }
 
-  // The sum of exp((z - max) * inv_t) in 32 lanes, then lane i + lane i + half.
-  double sum_exp(double inv_t) const {
+  // The sum of 2^((z - max) * scale) in 32 lanes, then lane i + lane i + half.
+  double sum_exp2(double scale) const {
     constexpr int kSumLanes = 32, kVectors = kSumLanes / kWide;
     F64 sum[kVectors] = {};
     for (int64_t b = 0; b < blocks; ++b) {
-      if (block_max[b] == kLowest) continue;  // adds exactly 0
+      if (block_max[b] == kLowest) continue;  // nothing beside the 1 of the best token
       for (int i = 0; i < kBlock; i += kSumLanes) {
         for (int v = 0; v < kVectors; ++v) {
-          F32Half part;
-          std::memcpy(&part, z + b * kBlock + i + v * kWide, sizeof part);
-          const F64 d = (__builtin_convertvector(part, F64) - double(max)) * inv_t;
-          sum[v] += exp_nonpositive<F64, U64>(d);
+          const F64 d = (widen(z + b * kBlock + i + v * kWide) - double(max)) * scale;
+          sum[v] += exp2_negative<F64, U64>(d);
         }
       }
     }
@@ -89,17 +82,14 @@ class Row {
     return lane[0];
   }
 
-  // Writes the first `count` keys of the order (value descending, id ascending) to keys[0 .. count), unsorted
-  // but for the last, which is the largest.
-  void select(int64_t count) {
-    float floor = kLowest;
+  // Writes sorted keys of the order (value descending, id ascending) to keys: of the tokens not below
+  // `floor`, the first `count` <= V at least. Returns how many.
+  int64_t select(int64_t count, float floor) {
     if (count <= blocks) {  // so many blocks reach their count-th largest maximum, so the count-th token does
       std::memcpy(work, block_max, size_t(blocks) * sizeof *work);
-      std::nth_element(work, work + count - 1, work + blocks, Above{});
-      floor = work[count - 1];
+      floor = std::max(floor, nth_largest(work, blocks, count - 1));
     }
-    const int64_t found = collect(floor);
-    std::nth_element(keys, keys + count - 1, keys + found, Before{});
+    return collect_sorted(floor);
   }
 
   // Drops every token that comes after keys[last] in the order.
@@ -120,48 +110,44 @@ class Row {
 
   // Keeps the shortest head of the order whose mass reaches top_p of the whole.
   void cut_top_p(float top_p, double inv_t) {
-    const double total = sum_exp(inv_t), limit = double(top_p) * total;
+    constexpr int64_t kUsualHead = 256;
+    const double total = sum_exp2(kLog2e * inv_t), limit = double(top_p) * total;
+    if (blocks > kUsualHead && cut_at_mass(select(kUsualHead, kFinite), inv_t, limit)) return;
     // All tokens lighter than this weigh together less than half of (1 - top_p) * total: the cut is above
     // them.
     const double light = 0.5 * (1.0 - double(top_p)) * total / double(V);
-    float floor = kLowest;
+    float floor = kFinite;
     if (V <= int64_t(1) << 24) {  // so many rounded additions stay well within the other half
       const double depth = log_positive(light) / inv_t;
-      floor = float(double(max) + depth - 1e-6 * (std::abs(double(max)) + std::abs(depth)));
+      floor = std::max(floor, float(double(max) + depth - 1e-6 * (std::abs(double(max)) + std::abs(depth))));
     }
-    const int64_t found = collect(floor);
-    double mass = 0;
-    int64_t count = 0;
-    for (int64_t chunk = 64; count < found && (mass < limit || count == 0); chunk *= 4) {
-      const int64_t end = std::min(found, count + chunk);
-      if (end < found) std::nth_element(keys + count, keys + end, keys + found, Before{});
-      std::sort(keys + count, keys + end, Before{});
-      while (count < end && (mass < limit || count == 0)) {
-        const double d = centred(key_value(keys[count++])) * inv_t;
-        mass += exp_nonpositive<double, uint64_t>(d);
-      }
-    }
-    cut_after(count - 1);
+    const int64_t found = collect_sorted(floor);
+    if (!cut_at_mass(found, inv_t, limit)) cut_after(found - 1);
   }
 
   // argmax of d + noise over the tokens left with d >= floor.
   int32_t draw(const Noise& noise, double inv_t, double floor) const {
     int64_t winner = argmax();
     double best = gumbel(noise.word(winner));
-    alignas(64) uint32_t words[kBlock];
-    alignas(64) float slack[kBlock];
     for (int64_t b = 0; b < blocks; ++b) {
       const double highest = centred(block_max[b]) * inv_t;
       if (highest < floor || highest + kMaxGumbel < best) continue;
-      for (int i = 0; i < kBlock; i += Noise::kTokens) noise.words(b * kBlock + i, words + i);
-      const float* block = z + b * kBlock;
-      if (!may_win(block, words, inv_t, best, slack)) continue;
+      Noise::Words words[kBlock / Noise::kTokens];
+      U64 least = U64{} + ~uint64_t(0);
+      for (int i = 0; i < kBlock / Noise::kTokens; ++i) {
+        words[i] = noise.words(b * kBlock + i * Noise::kTokens);
+        for (const U64& w : words[i].w) least = w < least ? w : least;
+      }
+      uint64_t r = least[0];
+      for (int i = 1; i < kWide; ++i) r = std::min<uint64_t>(r, least[i]);
+      if (r > winning_words(highest - best)) continue;
       for (int i = 0; i < kBlock; ++i) {
         const int64_t id = b * kBlock + i;
-        if (slack[i] < 0 || id == winner) continue;
-        const double d = centred(block[i]) * inv_t;
-        const double score = d + gumbel(words[i]);
-        if (d >= floor && (score > best || (score == best && id < winner))) {
+        const double d = centred(z[id]) * inv_t;
+        const uint64_t word = words[i / Noise::kTokens].w[i % 4][i % Noise::kTokens / 4];
+        if (d < floor || id == winner || word > winning_words(d - best)) continue;
+        const double score = d + gumbel(uint32_t(word));
+        if (score > best || (score == best && id < winner)) {
           best = score;
           winner = id;
         }
@@ -170,15 +156,12 @@ class Row {
     return int32_t(winner);
   }
 
-  // Sorts keys[0 .. count) and gives the value and id of each.
-  void sort_keys(int64_t count) { std::sort(keys, keys + count, Before{}); }
   int32_t key_id(int64_t i) const { return int32_t(uint32_t(keys[i])); }
   double key_centred(int64_t i) const { return centred(key_value(keys[i])); }
   float value(int32_t id) const { return z[id]; }
 
  private:
   static constexpr int64_t kBlock = 64;
-  static constexpr float kLowest = -std::numeric_limits<float>::infinity();
 
   // Ascending keys are the order: value descending, then id ascending.
   static uint64_t make_key(float value, int64_t id) {
@@ -194,14 +177,19 @@ class Row {
   static void clean(const float* from, float* to) {
     constexpr float kTiny = 0x1p-126f;
     for (int64_t i = 0; i < kBlock; ++i) {
-      const float x = from[i] == from[i] ? from[i] : kLowest;
-      to[i] = std::fabs(x) < kTiny ? 0.0f : x;
+      const float x = std::fabs(from[i]) < kTiny ? 0.0f : from[i];
+      to[i] = x == x ? x : kLowest;
     }
   }
 
   static float max_of(const float* block) {
-    return reduce_max(PYSPEC_ISA::max(PYSPEC_ISA::max(load(block), load(block + 16)),
-                                      PYSPEC_ISA::max(load(block + 32), load(block + 48))));
+    alignas(64) float t[kLanes];
+    store(t, PYSPEC_ISA::max(PYSPEC_ISA::max(load(block), load(block + 16)),
+                             PYSPEC_ISA::max(load(block + 32), load(block + 48))));
+#pragma GCC unroll 4
+    for (int half = kLanes / 2; half; half /= 2)
+      for (int i = 0; i < half; ++i) t[i] = t[i] > t[i + half] ? t[i] : t[i + half];
+    return t[0];
   }
 
   void find_max() {
@@ -209,8 +197,8 @@ class Row {
     for (int64_t b = 0; b < blocks; ++b) max = std::max(max, block_max[b]);
   }
 
-  // Keys of all tokens with z >= floor, in order of id; returns how many.
-  int64_t collect(float floor) {
+  // Keys of all tokens with z >= floor, sorted; returns how many.
+  int64_t collect_sorted(float floor) {
     int64_t found = 0;
     for (int64_t b = 0; b < blocks; ++b) {
       if (block_max[b] < floor) continue;
@@ -220,25 +208,77 @@ class Row {
         found += z[i] >= floor;
       }
     }
+    sort_keys(found);
     return found;
   }
 
-  // slack[i] < 0 only where token i surely loses to `best`; true if any is not. -log(-log(1 - v)) <= -log(v),
-  // so a token needs v <= exp(d - best). Both sides are halved in scale (31 bits convert as int32); 0.1 % and
-  // 1 absorb every rounding of the float32 arithmetic, and what is left is scored exactly.
-  bool may_win(const float* block, const uint32_t* words, double inv_t, double best, float* slack) const {
-    alignas(64) float behind[kBlock];
-    alignas(64) int32_t halves[kBlock];
-    for (int i = 0; i < kBlock; ++i) behind[i] = float((double(block[i]) - double(max)) * inv_t - best);
-    for (int i = 0; i < kBlock; ++i) halves[i] = int32_t(words[i] >> 1);
-    const F32 log2e = set1(1.44269504f), scale = set1(0x1p31f * 1.001f), one = set1(1.0f);
-    F32 most = set1(-1.0f);
-    for (int i = 0; i < kBlock; i += kLanes) {
-      const F32 room = fma(exp2(load(behind + i) * log2e), scale, one) - to_f32(iload(halves + i));
-      store(slack + i, room);
-      most = PYSPEC_ISA::max(most, room);
+  // Cuts after the first of keys[0 .. found), sorted, at which their mass reaches the limit; false if it does
+  // not.
+  bool cut_at_mass(int64_t found, double inv_t, double limit) {
+    double mass = 0;
+    for (int64_t i = 0; i < found; ++i) {
+      mass += exp2_negative<double, uint64_t>(key_centred(i) * (kLog2e * inv_t));
+      if (mass < limit) continue;
+      cut_after(i);
+      return true;
     }
-    return reduce_max(most) >= 0;
+    return false;
+  }
+
+  // Sorts keys[0 .. n) that stand in order of id: by insertion, or by a stable radix sort of the values'
+  // 11-bit digits.
+  void sort_keys(int64_t n) {
+    if (n <= 48) {
+      for (int64_t i = 1; i < n; ++i) {
+        const uint64_t key = keys[i];
+        int64_t j = i;
+        for (; j > 0 && keys[j - 1] > key; --j) keys[j] = keys[j - 1];
+        keys[j] = key;
+      }
+      return;
+    }
+    constexpr int kDigits = 3, kBits = 11, kBuckets = 1 << kBits;
+    uint32_t count[kDigits][kBuckets] = {};
+    for (int64_t i = 0; i < n; ++i)
+      for (int d = 0; d < kDigits; ++d) ++count[d][keys[i] >> (32 + d * kBits) & (kBuckets - 1)];
+    for (int d = 0; d < kDigits; ++d) {
+      const int shift = 32 + d * kBits;
+      if (count[d][keys[0] >> shift & (kBuckets - 1)] == uint64_t(n)) continue;  // all have this digit
+      uint32_t start = 0;
+      for (uint32_t& bucket : count[d]) bucket = std::exchange(start, start + bucket);
+      for (int64_t i = 0; i < n; ++i) spare[count[d][keys[i] >> shift & (kBuckets - 1)]++] = keys[i];
+      std::swap(keys, spare);
+    }
+  }
+
+  // The n-th largest (from 0) of values[0 .. size), which are moved about.
+  static float nth_largest(float* values, int64_t size, int64_t n) {
+    int64_t first = 0, last = size - 1;
+    while (first < last) {
+      const float pivot = values[first + (last - first) / 2];
+      int64_t i = first, j = last;
+      while (i <= j) {
+        while (values[i] > pivot) ++i;
+        while (values[j] < pivot) --j;
+        if (i <= j) std::swap(values[i++], values[j--]);
+      }
+      if (n <= j) {
+        last = j;
+      } else if (n >= i) {
+        first = i;
+      } else {
+        break;
+      }
+    }
+    return values[n];
+  }
+
+  // The largest random word with which a token that is `behind` the best score (d - best) might still win.
+  // Since -log(-log(1 - v)) <= -log(v), it must have v <= exp(behind): here the next power of two, with 0.7 %
+  // to spare for every rounding. What passes is scored exactly.
+  static uint64_t winning_words(double behind) {
+    const double exponent = behind * kLog2e + 0.01 + 33;
+    return exponent >= 33 ? ~uint64_t(0) : exponent < 0 ? 0 : uint64_t(1) << int(exponent);
   }
 
   int64_t V, blocks;
@@ -246,7 +286,8 @@ class Row {
   float* z;          // [blocks * 64], -inf beyond V
   float* block_max;  // [blocks]
   float* work;       // [blocks]
-  uint64_t* keys;    // [V]
+  uint64_t* keys;    // [blocks * 64]
+  uint64_t* spare;   // [blocks * 64]
 };
 
 inline void pick(const float* logits, int64_t vocab, int64_t position, const Law& law, int64_t num_logprobs,
@@ -262,10 +303,9 @@ inline void pick(const float* logits, int64_t vocab, int64_t position, const Law
     }
     return;
   }
-  const double log_sum = out.logprob ? log_positive(row.sum_exp(1.0)) : 0;
+  const double log_sum = out.logprob ? log_positive(row.sum_exp2(kLog2e)) : 0;
   if (num_logprobs) {
-    row.select(num_logprobs);
-    row.sort_keys(num_logprobs);
+    row.select(num_logprobs, Row::kLowest);
     for (int64_t i = 0; i < num_logprobs; ++i) {
       out.top_tokens[i] = row.key_id(i);
       out.top_logprobs[i] = float(row.key_centred(i) - log_sum);
@@ -276,8 +316,8 @@ inline void pick(const float* logits, int64_t vocab, int64_t position, const Law
   } else {
     const double inv_t = 1.0 / double(law.temperature);
     if (law.top_k > 0 && law.top_k < vocab) {
-      row.select(law.top_k);
-      row.cut_after(law.top_k - 1);
+      const int64_t found = row.select(law.top_k, Row::kFinite);
+      row.cut_after(std::min<int64_t>(law.top_k, found) - 1);
     }
     if (law.top_p < 1) row.cut_top_p(law.top_p, inv_t);
     const double floor =

@@ -12,156 +12,27 @@
 
 #include "cpu/kernel.h"
 #include "cpu/rows.h"
+#include "cpu/tree_attention_kv.h"
+#include "cpu/tree_attention_tiles.h"
 
 namespace pyspec::PYSPEC_ISA {
 namespace {
 
 using Plan = TreeAttentionPlan;
 
-constexpr int kChunk = 256, kBlock = 16, kStep = 32;
-constexpr int kScoreStride = kChunk + kBlock;  // floats; not a power of two: rows must not share L1 sets
-constexpr float kLog2e = 1.4426950408889634f;
-// tanh(x) = x + x z P(z) for z = x^2 <= 1/4: least squares at Chebyshev nodes, relative error 2e-9 before
-// rounding.
-constexpr float kTanh[5] = {-3.3333332809e-01f, 1.3333227376e-01f, -5.3933787266e-02f, 2.1472710399e-02f,
-                            -6.9469843077e-03f};
-#if defined(PYSPEC_ISA_AVX512)
-constexpr int kRows = 4, kCols = 2;  // 4 x 2 x (even, odd): 16 of 32 registers, 16 FMAs in flight
-#else
-constexpr int kRows = 2, kCols = 1;
-#endif
-
-inline int floor16(int x) { return x & ~15; }
-inline int ceil16(int x) { return (x + 15) & ~15; }
-
-template <DType kType>
-struct Element {
-  using T = uint16_t;
-};
-template <>
-struct Element<DType::kF32> {
-  using T = float;
-};
-template <DType kType>
-inline F32 widen(const typename Element<kType>::T* p) {
-  if constexpr (kType == DType::kF32) return load(p);
-  if constexpr (kType == DType::kBF16) return load_bf16(p);
-  if constexpr (kType == DType::kF16) return load_f16(p);
-}
-template <DType kType>
-inline void widen_pairs(const uint16_t* p, F32& even, F32& odd) {
-  kType == DType::kBF16 ? load_bf16_pairs(p, even, odd) : load_f16_pairs(p, even, odd);
-}
-
-// c[r][16 col + lane] (+)= sum over k < n of a[r][k] * b[col][k][lane], in steps: s += e + o.
-template <int kR, int kC>
-inline void multiply_tile(const float* a, int64_t a_stride, const float* const* b, int64_t b_stride, int n,
-                          int step, float* c, int64_t c_stride, bool add) {
-  for (int k0 = 0; k0 < n; k0 += step, add = true) {
-    F32 even[kR][kC], odd[kR][kC];
-    for (int r = 0; r < kR; ++r)
-      for (int j = 0; j < kC; ++j) even[r][j] = odd[r][j] = zero();
-    const int k1 = k0 + step < n ? k0 + step : n;
-    for (int k = k0; k < k1; k += 2) {
-      F32 be[kC], bo[kC];
-      for (int j = 0; j < kC; ++j) {
-        be[j] = load(b[j] + k * b_stride);
-        bo[j] = load(b[j] + (k + 1) * b_stride);
-      }
-      for (int r = 0; r < kR; ++r) {
-        const F32 ae = set1(a[r * a_stride + k]), ao = set1(a[r * a_stride + k + 1]);
-        for (int j = 0; j < kC; ++j) {
-          even[r][j] = fma(ae, be[j], even[r][j]);
-          odd[r][j] = fma(ao, bo[j], odd[r][j]);
-        }
-      }
-    }
-    for (int r = 0; r < kR; ++r)
-      for (int j = 0; j < kC; ++j) {
-        float* to = c + r * c_stride + j * kLanes;
-        const F32 sum = even[r][j] + odd[r][j];
-        store(to, add ? load(to) + sum : sum);
-      }
-  }
-}
-
-template <int kC>
-void multiply(int rows, const float* a, int64_t a_stride, const float* const* b, int64_t b_stride, int n,
-              int step, float* c, int64_t c_stride, bool add) {
-  for (; rows >= kRows; rows -= kRows, a += kRows * a_stride, c += kRows * c_stride)
-    multiply_tile<kRows, kC>(a, a_stride, b, b_stride, n, step, c, c_stride, add);
-  if (kRows > 3 && rows == 3) multiply_tile<3, kC>(a, a_stride, b, b_stride, n, step, c, c_stride, add);
-  if (kRows > 2 && rows == 2) multiply_tile<2, kC>(a, a_stride, b, b_stride, n, step, c, c_stride, add);
-  if (rows == 1) multiply_tile<1, kC>(a, a_stride, b, b_stride, n, step, c, c_stride, add);
-}
-
-inline void transpose(I32 (&rows)[16]) {
-#if defined(PYSPEC_ISA_AVX512)
-  __m512i t[16];
-  for (int i = 0; i < 16; i += 2) {
-    t[i] = _mm512_unpacklo_epi32(rows[i].v, rows[i + 1].v);
-    t[i + 1] = _mm512_unpackhi_epi32(rows[i].v, rows[i + 1].v);
-  }
-  for (int i = 0; i < 16; i += 4)
-    for (int j = 0; j < 2; ++j) {
-      rows[i + 2 * j].v = _mm512_unpacklo_epi64(t[i + j], t[i + j + 2]);
-      rows[i + 2 * j + 1].v = _mm512_unpackhi_epi64(t[i + j], t[i + j + 2]);
-    }
-  for (int j = 0; j < 4;
-       ++j) {  // rows[4 i + j]: quarter columns of four rows; now 128-bit quarters change places
-    const __m512i ab = _mm512_shuffle_i32x4(rows[j].v, rows[4 + j].v, 0x88);
-    const __m512i cd = _mm512_shuffle_i32x4(rows[8 + j].v, rows[12 + j].v, 0x88);
-    const __m512i ef = _mm512_shuffle_i32x4(rows[j].v, rows[4 + j].v, 0xdd);
-    const __m512i gh = _mm512_shuffle_i32x4(rows[8 + j].v, rows[12 + j].v, 0xdd);
-    t[j] = _mm512_shuffle_i32x4(ab, cd, 0x88);
-    t[8 + j] = _mm512_shuffle_i32x4(ab, cd, 0xdd);
-    t[4 + j] = _mm512_shuffle_i32x4(ef, gh, 0x88);
-    t[12 + j] = _mm512_shuffle_i32x4(ef, gh, 0xdd);
-  }
-  for (int i = 0; i < 16; ++i) rows[i].v = t[i];
-#else
-  alignas(64) int32_t from[16][16], to[16][16];
-  for (int i = 0; i < 16; ++i) istore(from[i], rows[i]);
-  for (int i = 0; i < 16; ++i)
-    for (int j = 0; j < 16; ++j) to[i][j] = from[j][i];
-  for (int i = 0; i < 16; ++i) rows[i] = iload(to[i]);
-#endif
-}
-
-// tanh by exp2 beyond 1/2 and an odd polynomial of degree 11 within (relative error 3e-7).
-inline F32 tanh(F32 x) {
-  const F32 size = abs(x), t = exp2(size * set1(-2.0f * kLog2e)), z = x * x;
-  const F32 large = (set1(1.0f) - t) / (set1(1.0f) + t);
-  F32 p = set1(kTanh[4]);
-  for (int i = 3; i >= 0; --i) p = fma(p, z, set1(kTanh[i]));
-  const F32 small = fma(p * z, size, size), half = set1(0.5f);
-  const F32 magnitude = keep_ge(size, half, large) + (small - keep_ge(size, half, small));
-  return from_bits(bits(magnitude) + (bits(x) & iset1(int32_t(0x80000000))));
-}
-
-inline float exp2_scalar(float x) {
-  alignas(64) float lanes[kLanes];
-  store(lanes, exp2(set1(x)));
-  return lanes[0];
-}
-
 // Rows of one unit: their queries, scores, and results.
 template <DType kType>
 class Tile {
-  using T = typename Element<kType>::T;
-
  public:
   Tile(const TreeAttentionParams& params, const Plan::Unit& unit)
       : p(params),
         u(unit),
         request(params.plan->requests[unit.request]),
         D(int(params.D)),
-        S(int(params.S)),
         R(int(params.H / params.G)),
         rows(unit.nodes * R),
         L(request.kv_len),
-        slots_end(L + request.nodes),
-        table(params.page_table + unit.request * params.W) {
+        kv(params, unit.request, unit.g) {
     const int tail_tiles = request.nodes / kBlock + 2;
     uintptr_t at = 0;
     for (int pass = 0; pass < 2; ++pass) {  // the first pass measures
@@ -195,7 +66,7 @@ class Tile {
     low_max = *std::max_element(low, low + u.nodes);
     high_min = *std::min_element(high, high + u.nodes);
     high_max = *std::max_element(high, high + u.nodes);
-    first_slot = low_min;
+    kv.restrict(low_min, L + request.nodes);
     softmax_scale = (p.softcap > 0 ? 1.0f : p.scale) * kLog2e;
   }
 
@@ -238,9 +109,9 @@ class Tile {
   void attend(int c0) {
     const int c1 = c0 + kChunk, keys_end = std::min(c1, request.chain ? high_max : L);
     for (int k = std::max(c0, floor16(low_min)); k < keys_end;) {
-      const float* b[2] = {stage_keys(k, keys), nullptr};
+      const float* b[2] = {kv.keys(k, keys), nullptr};
       if (kCols == 2 && k + kBlock < keys_end) {
-        b[1] = stage_keys(k + kBlock, keys + D * kBlock);
+        b[1] = kv.keys(k + kBlock, keys + D * kBlock);
         multiply<kCols>(rows, q, D, b, kBlock, D, kStep, scores + (k - c0), kScoreStride, false);
         k += 2 * kBlock;
       } else {
@@ -259,7 +130,7 @@ class Tile {
     for (int n = 0; n < u.nodes; ++n) add_values(n, c0, std::max(low[n], c0), std::min(high[n], shared0));
     for (int k = shared0; k < shared1; k += kBlock) {
       int64_t stride = D;
-      const float* v = stage_values(k, stride);
+      const float* v = kv.values(k, values, stride);
       multiply_values(rows, scores + (k - c0), v, stride, kBlock, o);
     }
     for (int n = 0; n < u.nodes; ++n) add_values(n, c0, std::max(low[n], shared1), std::min(high[n], c1));
@@ -268,7 +139,7 @@ class Tile {
   // Scores of the tree's own nodes: by tiles of slots that hold an ancestor of some row, put where their
   // position is.
   void score_paths(int c0) {
-    const int base = L / kBlock, tiles = (slots_end - 1) / kBlock - base + 1;
+    const int base = L / kBlock, tiles = (L + request.nodes - 1) / kBlock - base + 1;
     std::fill(used, used + tiles, uint8_t(0));
     for (int n = 0; n < u.nodes; ++n) {
       int node = u.node0 + n;
@@ -283,7 +154,7 @@ class Tile {
     for (int i = 0; i < tiles; ++i) {
       if (!used[i]) continue;
       const int slot0 = (base + i) * kBlock;
-      const float* b = stage_keys(slot0, keys);
+      const float* b = kv.keys(slot0, keys);
       multiply<1>(rows, q, D, &b, kBlock, D, kStep, tail, kBlock, false);
       for (int n = 0; n < u.nodes; ++n)
         for (int at = std::max({L, low[n], c0}); at < std::min(high[n], c0 + kChunk); ++at)
@@ -328,7 +199,7 @@ class Tile {
       if (end < pairs_end) std::memset(values + end * D, 0, D * sizeof(float));
       for (int i = begin; i < end; ++i) {
         const int at = k + i;
-        stage_value(request.chain || at < L ? at : path[n * kChunk + at - c0], values + i * D);
+        kv.value(request.chain || at < L ? at : path[n * kChunk + at - c0], values + i * D);
       }
       multiply_values(R, scores + n * R * kScoreStride + (k - c0) + even, values + even * D, D,
                       pairs_end - even, o + n * R * D);
@@ -381,108 +252,12 @@ class Tile {
     }
   }
 
-  const T* page(const KvPages& pages, int slot) const {
-    return static_cast<const T*>(pages.data) + table[slot / S] * pages.stride_p;
-  }
-  const T* row(const KvPages& pages, int slot) const {  // paged layout
-    return page(pages, slot) + slot % S * pages.stride_s + u.g * pages.stride_g;
-  }
-
-  // Keys of slots [slot0, slot0 + 16) as f32 [D][16]. Lanes of unused slots hold anything.
-  const float* stage_keys(int slot0, float* to) {
-    if (p.kv_layout == KvLayout::kTiled) {
-      const T* from = page(p.k, slot0) + (int64_t(u.g) * S + slot0 % S) * D;
-      if constexpr (kType == DType::kF32) {
-        return from;
-      } else {
-        for (int d = 0; d < D; d += 2) store_pairs(from + d * kBlock, to + d * kBlock);
-        return to;
-      }
-    }
-    static const T kNone[256] = {};
-    const T* from[kBlock];
-    for (int i = 0; i < kBlock; ++i) {
-      const int slot = slot0 + i;
-      from[i] = slot < first_slot || slot >= slots_end ? kNone : row(p.k, slot);
-    }
-    I32 lanes[16];
-    if constexpr (kType == DType::kF32) {
-      for (int d = 0; d < D; d += 16) {
-        for (int i = 0; i < 16; ++i) lanes[i] = bits(load(from[i] + d));
-        transpose(lanes);
-        for (int i = 0; i < 16; ++i) store(to + (d + i) * kBlock, from_bits(lanes[i]));
-      }
-    } else {
-      for (int d = 0; d < D; d += 32) {
-        alignas(64) uint16_t pairs[16][32] = {};
-        const int count = D - d < 32 ? 16 : 32;
-        for (int i = 0; i < 16; ++i) {
-          if (count < 32) std::memcpy(pairs[i], from[i] + d, count * sizeof(T));
-          lanes[i] = iload(reinterpret_cast<const int32_t*>(count < 32 ? pairs[i] : from[i] + d));
-        }
-        transpose(lanes);
-        for (int i = 0; i < count / 2; ++i) {
-          istore(reinterpret_cast<int32_t*>(pairs[i]), lanes[i]);
-          store_pairs(pairs[i], to + (d + 2 * i) * kBlock);
-        }
-      }
-    }
-    return to;
-  }
-
-  void store_pairs(const uint16_t* from, float* to) {
-    F32 even, odd;
-    widen_pairs<kType>(from, even, odd);
-    store(to, even);
-    store(to + kLanes, odd);
-  }
-
-  // Values of slots [slot0, slot0 + 16), all visible, as f32 rows `stride` apart.
-  const float* stage_values(int slot0, int64_t& stride) {
-    if constexpr (kType == DType::kF32) {
-      if (p.kv_layout == KvLayout::kTiled) return page(p.v, slot0) + (int64_t(u.g) * S + slot0 % S) * D;
-      if (slot0 % S + kBlock <= S) {
-        stride = p.v.stride_s;
-        return row(p.v, slot0);
-      }
-    } else if (p.kv_layout == KvLayout::kTiled) {
-      const T* from = page(p.v, slot0) + (int64_t(u.g) * S + slot0 % S) * D;
-      for (int i = 0; i < kBlock; i += 2)
-        for (int d = 0; d < D; d += kLanes) {
-          F32 even, odd;
-          widen_pairs<kType>(from + i * D + 2 * d, even, odd);
-          store(values + i * D + d, even);
-          store(values + (i + 1) * D + d, odd);
-        }
-      return values;
-    }
-    for (int i = 0; i < kBlock; ++i) stage_value(slot0 + i, values + i * D);
-    return values;
-  }
-
-  void stage_value(int slot, float* to) {
-    if constexpr (kType != DType::kF32) {
-      if (p.kv_layout == KvLayout::kTiled) {
-        const T* from = page(p.v, slot) + (int64_t(u.g) * S + slot % S / 2 * 2) * D;
-        for (int d = 0; d < D; d += kLanes) {
-          F32 even, odd;
-          widen_pairs<kType>(from + 2 * d, even, odd);
-          store(to + d, slot % 2 ? odd : even);
-        }
-        return;
-      }
-    }
-    const T* from = p.kv_layout == KvLayout::kTiled ? page(p.v, slot) + (int64_t(u.g) * S + slot % S) * D
-                                                    : row(p.v, slot);
-    for (int d = 0; d < D; d += kLanes) store(to + d, widen<kType>(from + d));
-  }
-
   const TreeAttentionParams& p;
   const Plan::Unit& u;
   const Plan::Request& request;
-  const int D, S, R, rows, L, slots_end;
-  const int32_t* table;
-  int low_min, low_max, high_min, high_max, first_slot;
+  const int D, R, rows, L;
+  KvReader<kType> kv;
+  int low_min, low_max, high_min, high_max;
   float softmax_scale;  // of the exponent: log2(e), times scale unless the scores were capped
   float *q, *scores, *keys, *values, *o, *m, *l, *acc, *acc_m, *acc_l, *tail;
   int32_t *low, *high,

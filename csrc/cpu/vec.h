@@ -77,6 +77,9 @@ inline I32 shift_right(I32 a) {  // arithmetic
 inline void store_i8(int8_t* p, I32 a) {  // saturating
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(a.v));
 }
+inline I32 max(I32 a, I32 b) { return {_mm512_max_epi32(a.v, b.v)}; }
+inline int32_t reduce_add(I32 a) { return _mm512_reduce_add_epi32(a.v); }
+inline int32_t reduce_max(I32 a) { return _mm512_reduce_max_epi32(a.v); }
 // The same as load_bf16_pairs for f16.
 inline void load_f16_pairs(const uint16_t* p, F32& even, F32& odd) {
   const __m512i raw = _mm512_loadu_si512(p);
@@ -175,6 +178,21 @@ inline void store_i8(int8_t* p, I32 a) {
   alignas(32) int32_t t[16];
   istore(t, a);
   for (int i = 0; i < 16; ++i) p[i] = int8_t(t[i] < -128 ? -128 : t[i] > 127 ? 127 : t[i]);
+}
+inline I32 max(I32 a, I32 b) { return {_mm256_max_epi32(a.lo, b.lo), _mm256_max_epi32(a.hi, b.hi)}; }
+inline int32_t reduce_add(I32 a) {
+  alignas(32) int32_t t[16];
+  istore(t, a);
+  int32_t sum = 0;
+  for (int i = 0; i < 16; ++i) sum += t[i];
+  return sum;
+}
+inline int32_t reduce_max(I32 a) {
+  alignas(32) int32_t t[16];
+  istore(t, a);
+  int32_t most = t[0];
+  for (int i = 1; i < 16; ++i) most = t[i] > most ? t[i] : most;
+  return most;
 }
 inline __m256 f16_pair_half(__m256i words) {  // the low 16 bits of 8 words
   const __m256i packed = _mm256_packus_epi32(_mm256_and_si256(words, _mm256_set1_epi32(0xffff)), words);
@@ -307,6 +325,20 @@ inline I32 shift_right(I32 a) {
 inline void store_i8(int8_t* p, I32 a) {
   PYSPEC_EACH p[i] = int8_t(a.v[i] < -128 ? -128 : a.v[i] > 127 ? 127 : a.v[i]);
 }
+inline I32 max(I32 a, I32 b) {
+  PYSPEC_EACH a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i];
+  return a;
+}
+inline int32_t reduce_add(I32 a) {
+  int32_t sum = 0;
+  PYSPEC_EACH sum += a.v[i];
+  return sum;
+}
+inline int32_t reduce_max(I32 a) {
+  int32_t most = a.v[0];
+  PYSPEC_EACH most = a.v[i] > most ? a.v[i] : most;
+  return most;
+}
 inline void load_f16_pairs(const uint16_t* p, F32& even, F32& odd) {
   PYSPEC_EACH {
     even.v[i] = f16_to_f32(p[2 * i]);
@@ -317,21 +349,39 @@ inline void load_f16_pairs(const uint16_t* p, F32& even, F32& odd) {
 
 #endif
 
-// Lane i is added to lane i + 8, then i + 4, i + 2, i + 1: one order everywhere.
+// Lane i is added to lane i + 8, then i + 4, i + 2, i + 1: one order everywhere. Maxima likewise.
+#if defined(PYSPEC_ISA_AVX512) || defined(PYSPEC_ISA_AVX2)
+#if defined(PYSPEC_ISA_AVX512)
+inline __m256 lower(F32 a) { return _mm512_castps512_ps256(a.v); }
+inline __m256 upper(F32 a) { return _mm512_extractf32x8_ps(a.v, 1); }
+#else
+inline __m256 lower(F32 a) { return a.lo; }
+inline __m256 upper(F32 a) { return a.hi; }
+#endif
 inline float reduce_add(F32 a) {
-  alignas(64) float t[16];
-  store(t, a);
-  for (int half = 8; half; half /= 2)
-    for (int i = 0; i < half; ++i) t[i] += t[i + half];
-  return t[0];
+  const __m256 x8 = _mm256_add_ps(lower(a), upper(a));
+  const __m128 x4 = _mm_add_ps(_mm256_castps256_ps128(x8), _mm256_extractf128_ps(x8, 1));
+  const __m128 x2 = _mm_add_ps(x4, _mm_movehl_ps(x4, x4));
+  return _mm_cvtss_f32(_mm_add_ss(x2, _mm_movehdup_ps(x2)));
 }
 inline float reduce_max(F32 a) {
-  alignas(64) float t[16];
-  store(t, a);
-  for (int half = 8; half; half /= 2)
-    for (int i = 0; i < half; ++i) t[i] = t[i] > t[i + half] ? t[i] : t[i + half];
-  return t[0];
+  const __m256 x8 = _mm256_max_ps(lower(a), upper(a));
+  const __m128 x4 = _mm_max_ps(_mm256_castps256_ps128(x8), _mm256_extractf128_ps(x8, 1));
+  const __m128 x2 = _mm_max_ps(x4, _mm_movehl_ps(x4, x4));
+  return _mm_cvtss_f32(_mm_max_ss(x2, _mm_movehdup_ps(x2)));
 }
+#else
+inline float reduce_add(F32 a) {
+  for (int half = 8; half; half /= 2)
+    for (int i = 0; i < half; ++i) a.v[i] += a.v[i + half];
+  return a.v[0];
+}
+inline float reduce_max(F32 a) {
+  for (int half = 8; half; half /= 2)
+    for (int i = 0; i < half; ++i) a.v[i] = a.v[i] > a.v[i + half] ? a.v[i] : a.v[i + half];
+  return a.v[0];
+}
+#endif
 inline void store_bf16(uint16_t* p, F32 a) {  // round to nearest even; NaN stays NaN
   alignas(64) float t[16];
   store(t, a);

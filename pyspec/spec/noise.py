@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Noise that every backend reproduces to the last bit: Philox4x32-10, and exp and log from plain float64 arithmetic.
+"""Noise that every backend reproduces to the last bit: Philox4x32-10, and exp2 and log from plain float64 arithmetic.
 
     r = word (id mod 4) of philox(counter = (id div 4, position, stream, PURPOSE), key = seed)
     v = (r + 1/2) 2^-32          E = -log(1 - v)          g(id) = -log(E)
@@ -21,11 +21,12 @@ LOG2E = 1.4426950408889634
 LN2_HI = 0.6931471804855391  # 33 bits: a product with an exponent is exact
 LN2_LO = 7.440617110012397e-11
 MAGIC = 1.5 * 2.0**52  # adding it rounds to an integer, which then stands in the lowest bits
-EXP_LOWEST = -700.0
-# exp(r) = 1 + r + r^2 q(r): q interpolates at the Chebyshev nodes of |r| <= ln2 / 2 (relative error 1.6e-17)
-EXP_COEFFICIENTS = (
-    0.5000000000000001, 0.16666666666666669, 0.04166666666662413, 0.008333333333330062, 0.0013888888917213717,
-    0.00019841269863053618, 2.4801521295954376e-05, 2.7557268459997064e-06, 2.7620088445409746e-07, 2.510038549551032e-08,
+EXP2_LOWEST = -1000.0
+# (2^f - 1) / f interpolated at the Chebyshev nodes of |f| <= 1/2 (relative error of 2^f: 2e-17)
+EXP2_COEFFICIENTS = (
+    0.6931471805599453, 0.24022650695910097, 0.0555041086648216, 0.009618129107606888, 0.0013333558146416936,
+    0.0001540353044173605, 1.525273382983612e-05, 1.321544258792169e-06, 1.0178062445845774e-07, 7.072585949269223e-09,
+    4.4549605981865186e-10,
 )  # fmt: skip
 _LOG_TERMS = 11  # log(m) = 2 sum_n s^(2n+1) / (2n+1), s = (m-1)/(m+1), |s| <= 0.172: the rest is below 3e-17
 _WORD = 0xFFFFFFFF
@@ -45,20 +46,16 @@ def philox(counter: tuple[Tensor, int, int, int], seed: int) -> list[Tensor]:
     return c
 
 
-def exp(x: Tensor) -> Tensor:
-    """e^x for float64 x <= 0, to 2 units in the last place; exactly 0 below -700."""
-    low = x < EXP_LOWEST
-    clamped = torch.where(low, EXP_LOWEST, x)
-    shifted = clamped * LOG2E + MAGIC
-    k = shifted - MAGIC
-    r = clamped - k * LN2_HI
-    r = r - k * LN2_LO
-    q = torch.full_like(r, EXP_COEFFICIENTS[-1])
-    for coefficient in EXP_COEFFICIENTS[-2::-1]:
-        q = q * r + coefficient
-    y = r * r * q + r + 1.0
-    scaled = (y.view(torch.int64) + (shifted.view(torch.int64) << 52)).view(torch.float64)
-    return torch.where(low, 0.0, scaled)
+def exp2(x: Tensor) -> Tensor:
+    """2^x for float64 x <= 0, to 2 units in the last place; below -1000 it is 2^-1000, nothing beside the 1 of a row's best."""
+    clamped = x.clamp(min=EXP2_LOWEST)
+    shifted = clamped + MAGIC
+    f = clamped - (shifted - MAGIC)
+    q = torch.full_like(f, EXP2_COEFFICIENTS[-1])
+    for coefficient in EXP2_COEFFICIENTS[-2::-1]:
+        q = q * f + coefficient
+    y = q * f + 1.0
+    return (y.view(torch.int64) + (shifted.view(torch.int64) << 52)).view(torch.float64)
 
 
 def log(x: Tensor) -> Tensor:

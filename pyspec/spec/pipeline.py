@@ -2,10 +2,10 @@
 """The processed law of a row of logits and the pick from it: one definition for `sample` and for every node of `verify_tree`.
 
 A row z [V] is first cleaned: NaN counts as -inf, magnitudes below 2^-126 as 0; where +inf occurs, +inf counts as 0 and all
-else as -inf. m = max z. Tokens are ordered by value descending, then id ascending. In float64, with the exp and log of noise.py:
+else as -inf. m = max z. Tokens are ordered by value descending, then id ascending. In float64, with the exp2 and log of noise.py and 1/t = 1 / temperature:
 
-    logprob(x) = (z(x) - m) - log(sum_x exp(z(x) - m))                 of the raw row, rounded to float32
-    d(x) = (z(x) - m) (1 / temperature)       w(x) = exp(d(x))
+    logprob(x) = (z(x) - m) - log(sum_x 2^((z(x) - m) log2(e)))          of the raw row, rounded to float32
+    d(x) = (z(x) - m) (1/t)       w(x) = 2^((z(x) - m) (log2(e) (1/t)))  = exp(d(x))
     top_k   keeps the first top_k tokens (0: all)
     top_p   keeps x while the w of the tokens before it, added in order, is below top_p * (sum of the kept w)  (1: all)
     min_p   keeps x while d(x) >= log(min_p), that is p(x) >= min_p * (largest p)  (below 2^-126: all)
@@ -78,18 +78,19 @@ def clean(row: Tensor) -> Tensor:
     return torch.where(top, 0.0, -torch.inf) if top.any() else row
 
 
-def kept(d: Tensor, order: Tensor, law: Law) -> Tensor:
-    """Which tokens survive top-k, top-p and min-p: [V] bool, a prefix of `order`."""
-    keep = torch.zeros_like(d, dtype=torch.bool)
-    count = law.top_k or d.numel()
+def kept(centred: Tensor, order: Tensor, law: Law) -> Tensor:
+    """Which tokens survive top-k, top-p and min-p: [V] bool, a prefix of `order`. centred = z - m."""
+    inv_t = 1.0 / law.temperature
+    keep = torch.zeros_like(centred, dtype=torch.bool)
+    count = law.top_k or centred.numel()
     keep[order[:count]] = True
     if law.top_p < 1:
-        weight = noise.exp(torch.where(keep, d, -torch.inf))
+        weight = noise.exp2(torch.where(keep, centred, -torch.inf) * (noise.LOG2E * inv_t))
         limit = law.top_p * lane_sum(weight).item()
         before = accumulate(weight[order[:count]].tolist(), initial=0.0)
         count = max(1, sum(1 for _ in takewhile(lambda mass: mass < limit, before)))
         keep[order[count:]] = False
-    return keep & (d >= noise.log1(law.min_p)) if law.min_p >= TINY else keep
+    return keep & (centred * inv_t >= noise.log1(law.min_p)) if law.min_p >= TINY else keep
 
 
 def pick(logits: Tensor, position: int, law: Law, num_logprobs: int) -> Pick:
@@ -101,12 +102,12 @@ def pick(logits: Tensor, position: int, law: Law, num_logprobs: int) -> Pick:
         first = torch.arange(num_logprobs, dtype=torch.int32, device=z.device)
         return Pick(0, torch.nan, first, torch.full_like(first, torch.nan, dtype=torch.float32))
     centred = z - best
-    logprobs = (centred - noise.log(lane_sum(noise.exp(centred)).view(1))).float()
+    logprobs = (centred - noise.log(lane_sum(noise.exp2(centred * noise.LOG2E)).view(1))).float()
     token = order[0]
     if law.temperature >= GREEDY_BELOW:
         d = centred * (1.0 / law.temperature)
         score = d + noise.gumbel(law.seed, law.stream, position, d.numel(), d.device)
-        score = torch.where(kept(d, order, law), score, -torch.inf)
+        score = torch.where(kept(centred, order, law), score, -torch.inf)
         token = (score == score.max()).nonzero()[0, 0]
     top = order[:num_logprobs]
     return Pick(int(token), logprobs[token].item(), top.int(), logprobs[top])

@@ -139,8 +139,9 @@ def test_filters_keep_what_sorting_the_law_keeps() -> None:
         p = p / p.sum()
         p[(p.cumsum(0) - p) >= law.top_p] = 0
         p[p < law.min_p * p[0]] = 0
-        d = (z - z.max()) * (1.0 / law.temperature)
-        assert set(order[p > 0].tolist()) == set(pipeline.kept(d, order, law).nonzero().flatten().tolist())
+        assert set(order[p > 0].tolist()) == set(
+            pipeline.kept(z - z.max(), order, law).nonzero().flatten().tolist()
+        )
 
 
 def test_logprobs_are_those_of_the_raw_row() -> None:

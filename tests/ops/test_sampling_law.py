@@ -111,3 +111,14 @@ def test_float32_uniforms_that_round_to_one_are_caught() -> None:
     wrong = logits - (-uniform.log()).log()
     assert wrong.argmax() == junk
     assert ops.sample(*rows_of(logits, law, torch.tensor([position])))[0].tolist() == [0]
+
+
+def test_a_token_that_only_great_noise_lifts_wins() -> None:
+    """At this seed and position token 22940 has noise 19.02: no shortcut may skip it 19 below the best score."""
+    law, position, rare = Law(1.0, 0, 1.0, 0.0, 1, 0), 2438, 22940
+    g = noise.gumbel(law.seed, law.stream, position, rare + 1)
+    assert g[rare] > 19
+    for margin, winner in ((1e-3, rare), (-1e-3, 0)):
+        logits = torch.full((rare + 1,), -60.0)
+        logits[0], logits[rare] = 0.0, g[0] - g[rare] + margin
+        assert ops.sample(*rows_of(logits, law, torch.tensor([position])))[0].tolist() == [winner]

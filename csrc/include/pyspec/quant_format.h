@@ -58,25 +58,20 @@ constexpr int64_t packed_bytes(QuantFormat format, int64_t N, int64_t K) {
 }
 
 // M rows of K activations, quantised by quantize_activations_cpu into a workspace of the caller (64-byte
-// aligned). Rows lie in tiles of kRowTile (the last one may have fewer, R): q [tile][K/32][R][32], scale and
-// sum [tile][K/32][R], half_sums [tile][K/32][2][R]. sum is scale * (integer sum of the group), half_sums the
-// integer sums of its halves.
+// aligned). Rows lie in tiles of kRowTile (the last one may have fewer: R). Per tile, then group of 32 k: q
+// [R][32], scale [R], sum [R] = scale * (integer sum), negative_sums [3][R]: minus the integer sums of the
+// group and of its two halves.
 constexpr int64_t kRowTile = 8;
-inline int64_t activation_bytes(int64_t M, int64_t K) {
-  return (M * K + 63) / 64 * 64 + 4 * ((M * K / kGroup * 4 + 15) / 16 * 16);
-}
 struct Activations {
   int8_t* q;
-  float* scale;
-  float* sum;
-  int32_t* half_sums;
-  Activations(void* workspace, int64_t M, int64_t K) {
-    const int64_t groups = M * K / kGroup;
-    q = static_cast<int8_t*>(workspace);
-    scale = reinterpret_cast<float*>(q + (M * K + 63) / 64 * 64);
-    sum = scale + groups;
-    half_sums = reinterpret_cast<int32_t*>(sum + groups);
-  }
+  float *scale, *sum;
+  int32_t* negative_sums;
+  Activations(void* workspace, int64_t M, int64_t K)
+      : q(static_cast<int8_t*>(workspace)),
+        scale(reinterpret_cast<float*>(q + (M * K + 63) / 64 * 64)),
+        sum(scale + M * K / kGroup),
+        negative_sums(reinterpret_cast<int32_t*>(sum + M * K / kGroup)) {}
 };
+inline int64_t activation_bytes(int64_t M, int64_t K) { return (M * K + 63) / 64 * 64 + M * K / kGroup * 20; }
 
 }  // namespace pyspec

@@ -2,7 +2,7 @@
 // w4a16_linear: launch interface. Spec: pyspec/spec/w4a16_linear.py.
 #pragma once
 
-#include "pyspec/dtype.h"
+#include "pyspec/linear.h"  // packed blocks
 
 namespace pyspec {
 

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""tree_attention on 9/3 heads of 64 in bf16: plain decode, trees and a prefill, both layouts, against torch's attention.
+
+The peer is scaled_dot_product_attention over contiguous K and V of one request with the tree as a mask: it is spared pages, raggedness
+and a fixed order of sums. Checked against the specification, and chains against plain decode, before anything is timed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+
+import torch
+
+from pyspec import ops, spec
+from pyspec.backends import native
+from pyspec.contract import Case
+from pyspec.spec.tree_attention import cost, make_case, visible
+
+from .harness import GateError, Options, Row, make_row, measure, peaks
+
+HEADS, KV_HEADS, HEAD_DIM, PAGE = 9, 3, 64, 16
+
+
+def rows(options: Options) -> Iterator[Row]:
+    """Rows of us per call; GateError if a result is wrong."""
+    contexts, nodes = ((64, 2048), (1, 8)) if options.quick else ((64, 2048, 8192), (1, 8, 16, 64))
+    shapes = [(f"L{L}-q{n}", L, tree(n)) for L in contexts for n in nodes]
+    shapes.append(("prefill-512", 0, list(range(-1, 511))))
+    backend = f"cpu-{native.cpu_isa()}" if native else "spec"
+    for name, L, parents in shapes:
+        cases = {
+            layout: make_case(
+                name, HEADS, KV_HEADS, HEAD_DIM, PAGE, "f32", "bf16", [(L, parents)], kv_layout=layout
+            )
+            for layout in ("tiled", "paged")
+        }
+        for case in cases.values():
+            check(case)
+        candidates = {layout: attention(case) for layout, case in cases.items()}
+        candidates["torch"] = torch_attention(cases["paged"], L, parents)
+        times = measure(candidates, seconds=0.05 if options.quick else 0.5)
+        for layout, case in cases.items():
+            floor = cost(spec.tree_attention.bind(case.args), *case.args, **case.kwargs)
+            time, label = times[layout], f"{name}-{layout}"
+            yield make_row("tree_attention", label, backend, "p20", time.p20 * 1e6, "us")
+            yield make_row(
+                "tree_attention", label, backend, "time", time.p50 * 1e6, "us",
+                peak_pct=peaks().percent(floor.bytes, floor.flops, time.p50),
+                peer="torch sdpa", ratio=time.p50 / times["torch"].p50,
+            )  # fmt: skip
+            yield make_row("tree_attention", label, backend, "p80", time.p80 * 1e6, "us")
+
+
+def attention(case: Case) -> Callable[[], object]:
+    """One call of the op."""
+    return lambda: ops.tree_attention(*case.args, **case.kwargs)
+
+
+def tree(nodes: int) -> list[int]:
+    """A random tree, each node's parent among the six before it."""
+    r = random.Random(nodes)
+    return [-1, *(r.randrange(max(0, i - 6), i) for i in range(1, nodes))]
+
+
+def check(case: Case) -> None:
+    """The result is near the specification's, and the last node of a chain equals plain decode, bit for bit, when compiled."""
+    out, lse = ops.tree_attention(*case.args, **case.kwargs)
+    exact, exact_lse = spec.tree_attention.run(*case.args, **case.kwargs)
+    if not torch.allclose(out, exact, atol=1e-4) or not torch.allclose(lse, exact_lse, atol=1e-4):
+        raise GateError(
+            f"tree_attention: {case.name} must equal its specification, got {(out - exact).abs().max()}"
+        )
+    q, k_pages, v_pages, table, kv_len, cu_t, parents = case.args
+    if native and parents.tolist() == list(range(-1, len(parents) - 1)):
+        one = [
+            q[-1:],
+            k_pages,
+            v_pages,
+            table,
+            kv_len + len(q) - 1,
+            torch.tensor([0, 1], dtype=torch.int32),
+            parents[:1],
+        ]
+        if not torch.equal(ops.tree_attention(*one, **case.kwargs)[0][0], out[-1]):
+            raise GateError(
+                f"tree_attention: {case.name} must equal plain decode bit for bit, got other bits"
+            )
+
+
+def torch_attention(case: Case, L: int, parents: list[int]) -> Callable[[], object]:
+    """torch's attention over the same keys, contiguous [1, H, L + n, D], bf16 queries."""
+    q, k_pages, v_pages, table = case.args[:4]
+    slots = torch.arange(L + len(parents))
+    keys, values = (
+        pages[table[0, slots // PAGE].long(), slots % PAGE].transpose(0, 1)[None].contiguous()
+        for pages in (k_pages, v_pages)
+    )
+    query, mask = q.transpose(0, 1)[None].bfloat16().contiguous(), visible(L, parents, 0)
+    return lambda: torch.nn.functional.scaled_dot_product_attention(
+        query, keys, values, attn_mask=mask, enable_gqa=True
+    )

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+// Exact int32 dot products of one group: 16 channels of a packed block with kRows rows of int8 activations,
+// by each instruction set's own means. Included inside pyspec::PYSPEC_ISA.
+#pragma once
+
+namespace pyspec::PYSPEC_ISA {
+
+// kShift: the offset of the values is 2^kShift, none if -1, and then values are below 16. kNibbles: 4 lines
+// hold the 32 k of the group (pyspec/quant_format.h), else each line holds 4 k. kLines lines of 4 k are
+// summed. x [kRows][32]; negative_sums [kRows]: minus the sum over x of the k that are summed here.
+#if defined(PYSPEC_ISA_AVX512)
+
+constexpr int kMaxRows = 8;  // 8 + 8 accumulators, 8 lines
+
+template <int kRows>
+inline void dot_line(__m512i line, const int8_t* x, I32 (&dot)[kRows]) {
+#pragma GCC unroll 8
+  for (int m = 0; m < kRows; ++m) {
+    int32_t four;
+    std::memcpy(&four, x + m * 32, 4);
+    dot[m].v = _mm512_dpbusd_epi32(dot[m].v, line, _mm512_set1_epi32(four));
+  }
+}
+
+template <int kShift, bool kNibbles, int kLines, int kRows>
+inline void group_dots(const uint8_t* values, const int8_t* x, const int32_t* negative_sums,
+                       I32 (&dot)[kRows]) {
+#pragma GCC unroll 8
+  for (int m = 0; m < kRows; ++m)
+    dot[m] = kShift < 0 ? iset1(0) : shift_left<(kShift < 0 ? 0 : kShift)>(iset1(negative_sums[m]));
+  if constexpr (kNibbles) {
+    const __m512i low = _mm512_set1_epi8(0x0f);
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; ++r) {
+      const __m512i line = _mm512_loadu_si512(values + r * 64);
+      dot_line(_mm512_and_si512(line, low), x + r * 4, dot);
+      dot_line(_mm512_and_si512(_mm512_srli_epi16(line, 4), low), x + 16 + r * 4, dot);
+    }
+  } else {
+#pragma GCC unroll 8
+    for (int r = 0; r < kLines; ++r) dot_line(_mm512_loadu_si512(values + r * 64), x + r * 4, dot);
+  }
+}
+
+#elif defined(PYSPEC_ISA_AVX2)
+
+constexpr int kMaxRows = 2;
+
+// Pairs of products fit i16: sums of pairs are collected there over so many lines that they cannot saturate.
+template <int kShift, bool kNibbles, int kLines, int kRows>
+inline void group_dots(const uint8_t* values, const int8_t* x, const int32_t* negative_sums,
+                       I32 (&dot)[kRows]) {
+  constexpr int kSumLines = kShift <= 3 ? 8 : kShift == 4 ? 4 : kShift == 5 ? 2 : 1;
+  const __m256i ones = _mm256_set1_epi16(1), low = _mm256_set1_epi8(0x0f),
+                sign = _mm256_set1_epi8(char(0x80));
+  for (int m = 0; m < kRows; ++m)
+    dot[m] =
+        kShift < 0 || kShift == 7 ? iset1(0) : shift_left<(kShift < 0 ? 0 : kShift)>(iset1(negative_sums[m]));
+  for (int half = 0; half < 2; ++half) {  // channels 0..7, 8..15
+    __m256i sums[kRows];
+#pragma GCC unroll 8
+    for (int r = 0; r < kLines; ++r) {
+      __m256i line = _mm256_loadu_si256(
+          reinterpret_cast<const __m256i*>(values + (kNibbles ? r % 4 : r) * 64 + half * 32));
+      if (kNibbles) line = _mm256_and_si256(r < 4 ? line : _mm256_srli_epi16(line, 4), low);
+      if (kShift == 7) line = _mm256_xor_si256(line, sign);
+      for (int m = 0; m < kRows; ++m) {
+        int32_t four;
+        std::memcpy(&four, x + m * 32 + r * 4, 4);
+        const __m256i xs = _mm256_set1_epi32(four);
+        // Values of 8 bits: |w| * (x with the sign of w), at most 2 * 128 * 127 a pair.
+        const __m256i pairs = kShift == 7
+                                  ? _mm256_maddubs_epi16(_mm256_abs_epi8(line), _mm256_sign_epi8(xs, line))
+                                  : _mm256_maddubs_epi16(line, xs);
+        sums[m] = r % kSumLines == 0 ? pairs : _mm256_add_epi16(sums[m], pairs);
+        if (r % kSumLines == kSumLines - 1 || r == kLines - 1) {
+          __m256i& d = half ? dot[m].hi : dot[m].lo;
+          d = _mm256_add_epi32(d, _mm256_madd_epi16(sums[m], ones));
+        }
+      }
+    }
+  }
+}
+
+#else
+
+constexpr int kMaxRows = 1;
+
+template <int kShift, bool kNibbles, int kLines, int kRows>
+inline void group_dots(const uint8_t* values, const int8_t* x, const int32_t* negative_sums,
+                       I32 (&dot)[kRows]) {
+  for (int m = 0; m < kRows; ++m) {
+    dot[m] = iset1(kShift < 0 ? 0 : negative_sums[m] * (1 << (kShift < 0 ? 0 : kShift)));
+    for (int r = 0; r < kLines; ++r) {
+      const uint8_t* line = values + (kNibbles ? r % 4 : r) * 64;
+      for (int i = 0; i < 64; ++i) {
+        const int w = !kNibbles ? line[i] : r < 4 ? line[i] & 15 : line[i] >> 4;
+        dot[m].v[i / 4] += w * x[m * 32 + r * 4 + i % 4];
+      }
+    }
+  }
+}
+
+#endif
+
+}  // namespace pyspec::PYSPEC_ISA

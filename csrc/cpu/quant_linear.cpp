@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+// CPU quant_linear. One item is a few blocks of 16 channels for all rows, so that weights come from memory
+// once. Groups are folded in order 0, 1, 2 ... for each output, whatever M, the tile and the threads are.
+#include "pyspec/quant_linear.h"
+
+#include "cpu/kernel.h"
+#include "cpu/quant_dot.h"
+#include "cpu/quant_pack.h"
+
+namespace pyspec::PYSPEC_ISA {
+namespace {
+
+constexpr int64_t kItemBytes = 24576;  // weights of one item: 1 to 2 us at memory speed
+
+// The rows of one tile: R of them lie in the workspace, from m0 on.
+struct Tile {
+  Activations a;
+  int64_t m0, R;
+};
+
+// Where a packed block's parts lie; values may be a widened copy.
+struct Block {
+  const uint8_t *multipliers, *scales, *values;
+  int64_t n;
+};
+
+inline F32 half16(const uint8_t* p) { return load_f16(reinterpret_cast<const uint16_t*>(p)); }
+
+template <QuantFormat kFormat, bool kNibbles, int kRows>
+void block_rows(const QuantLinearParams& p, const Block& b, const Tile& tile, int64_t m0) {
+  constexpr QuantFormatInfo f = info(kFormat);
+  const int64_t G = p.K / kGroup, R = tile.R;
+  const int8_t* q = tile.a.q + m0 * kGroup;
+  const float *scale = tile.a.scale + m0, *sum = tile.a.sum + m0;
+  const int32_t* negative = tile.a.negative_sums + m0;
+  const uint8_t *scales = b.scales, *values = b.values;
+  F32 acc[kRows];
+  for (int m = 0; m < kRows; ++m) acc[m] = zero();
+  for (int64_t g = 0; g < G; ++g) {
+    I32 dot[kRows];
+    const F32 d = half16(scales);
+    if constexpr (f.half_groups) {
+      const F32 d1 = half16(scales + 32);
+      group_dots<f.offset_shift, kNibbles, 4>(values, q, negative + R, dot);
+#pragma GCC unroll 8
+      for (int m = 0; m < kRows; ++m) acc[m] = fma(to_f32(dot[m]), d * set1(scale[m]), acc[m]);
+      group_dots<f.offset_shift, kNibbles, 4>(values + 256, q + 16, negative + 2 * R, dot);
+#pragma GCC unroll 8
+      for (int m = 0; m < kRows; ++m) acc[m] = fma(to_f32(dot[m]), d1 * set1(scale[m]), acc[m]);
+    } else {
+      group_dots<f.offset_shift, kNibbles, 8>(values, q, negative, dot);
+#pragma GCC unroll 8
+      for (int m = 0; m < kRows; ++m) acc[m] = fma(to_f32(dot[m]), d * set1(scale[m]), acc[m]);
+      if constexpr (f.has_min) {
+        const F32 min = half16(scales + 32);
+#pragma GCC unroll 8
+        for (int m = 0; m < kRows; ++m) acc[m] = fma(set1(sum[m]), min, acc[m]);
+      }
+    }
+    q += R * kGroup;
+    scale += R;
+    sum += R;
+    negative += 3 * R;
+    scales += scale_bytes(kFormat);
+    values += kNibbles ? 256 : 512;
+  }
+  const int channels = int(std::min(kChannels, p.N - b.n));
+  const F32 multiplier = load(reinterpret_cast<const float*>(b.multipliers));
+  const F32 bias = p.bias ? load_n(p.bias + b.n, channels) : zero();
+  for (int m = 0; m < kRows; ++m) {
+    float* out = p.out + (tile.m0 + m0 + m) * p.out_stride_m + b.n;
+    const F32 y = p.bias ? acc[m] * multiplier + bias : acc[m] * multiplier;
+    if (channels == kChannels) {
+      store(out, y);
+    } else {
+      store_n(out, y, channels);
+    }
+  }
+}
+
+// All rows of a tile, kRows or fewer at once.
+template <QuantFormat kFormat, bool kNibbles, int kRows>
+void block_tile(const QuantLinearParams& p, const Block& b, const Tile& tile, int64_t m0) {
+  for (; tile.R - m0 >= kRows; m0 += kRows) block_rows<kFormat, kNibbles, kRows>(p, b, tile, m0);
+  if constexpr (kRows > 1) {
+    if (m0 < tile.R) block_tile<kFormat, kNibbles, kRows - 1>(p, b, tile, m0);
+  }
+}
+
+template <QuantFormat kFormat>
+void run(const QuantLinearParams& p) {
+  constexpr bool kNibbles = info(kFormat).bits == 4;
+  const Activations a(const_cast<void*>(p.activations), p.M, p.K);
+  const int64_t G = p.K / kGroup, block_bytes = packed_block_bytes(p.format, p.K);
+  const int64_t blocks = (p.N + kChannels - 1) / kChannels;
+  const int64_t per_item = std::clamp(kItemBytes / block_bytes, int64_t(1), std::max<int64_t>(1, blocks / 8));
+  const bool widen = kNibbles && p.M > kRowTile;  // nibbles are split once for all tiles, not once a tile
+  parallel_for((blocks + per_item - 1) / per_item, [&](int64_t item) {
+    uint8_t* scratch = nullptr;
+    if (widen || !p.packed) scratch = static_cast<uint8_t*>(thread_scratch(size_t(block_bytes + G * 512)));
+    for (int64_t i = item * per_item; i < std::min(blocks, (item + 1) * per_item); ++i) {
+      const uint8_t* packed = p.weight + i * block_bytes;
+      if (!p.packed) {
+        pack_block(p.format, p.N, p.K, p.weight, i * kChannels, scratch + G * 512);
+        packed = scratch + G * 512;
+      }
+      Block b{packed, packed + 64, packed + values_offset(p.format, p.K), i * kChannels};
+      if (widen) {
+        for (int64_t line = 0; line < G * 4; ++line) {
+          uint8_t* wide = scratch + (line / 4 * 8 + line % 4) * 64;
+          for (int j = 0; j < 64; ++j) {
+            wide[j] = b.values[line * 64 + j] & 15;
+            wide[256 + j] = b.values[line * 64 + j] >> 4;
+          }
+        }
+        b.values = scratch;
+      }
+      for (int64_t m0 = 0; m0 < p.M; m0 += kRowTile) {
+        Tile tile{a, m0, std::min(kRowTile, p.M - m0)};
+        tile.a.q += m0 * p.K;
+        tile.a.scale += m0 * G;
+        tile.a.sum += m0 * G;
+        tile.a.negative_sums += m0 * G * 3;
+        if (kNibbles && !widen) {
+          block_tile<kFormat, kNibbles, kMaxRows>(p, b, tile, 0);
+        } else {
+          block_tile<kFormat, false, kMaxRows>(p, b, tile, 0);
+        }
+      }
+    }
+  });
+}
+
+}  // namespace
+
+void quant_linear(const QuantLinearParams& p) {
+  if (p.M == 0) return;
+  switch (p.format) {
+    case QuantFormat::kQ4_0:
+      return run<QuantFormat::kQ4_0>(p);
+    case QuantFormat::kQ4_1:
+    case QuantFormat::kQ4_K:  // packed alike
+      return run<QuantFormat::kQ4_1>(p);
+    case QuantFormat::kQ5_0:
+      return run<QuantFormat::kQ5_0>(p);
+    case QuantFormat::kQ8_0:
+      return run<QuantFormat::kQ8_0>(p);
+    case QuantFormat::kQ6_K:
+      return run<QuantFormat::kQ6_K>(p);
+  }
+}
+
+}  // namespace pyspec::PYSPEC_ISA
+
+PYSPEC_DISPATCH(quant_linear, QuantLinearParams)

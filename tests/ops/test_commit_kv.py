@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""commit_kv: equals moves one by one, in any layout; other slots keep their bits; bad values move nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from contract_tests import copies, error_of, needs_native
+
+from pyspec import spec
+from pyspec.contract import Case
+
+CASES = [pytest.param(case, id=case.name) for case in spec.commit_kv.cases()]
+native = torch.ops.pyspec.commit_kv
+
+
+@needs_native
+@pytest.mark.parametrize("case", CASES)
+def test_equals_moves_one_by_one(case: Case) -> None:
+    args = copies(case)
+    tiled = case.kwargs["kv_layout"] == "tiled"
+    plain = spec.tile_kv.run(*args[:2], inverse=True) if tiled else [pages.clone() for pages in args[:2]]
+    _, _, table, kv_len, path, path_len = args
+    S = plain[0].size(1)
+    for b in range(len(kv_len)):
+        slot = lambda i, b=b: (int(table[b, (kv_len[b] + i) // S]), int((kv_len[b] + i) % S))
+        for j in range(path_len[b]):
+            for pages in plain:
+                pages[slot(j)] = pages[slot(int(path[b, j]))].clone()
+    reference = copies(case)
+    spec.commit_kv.run(*reference, **case.kwargs)
+    native(*args, **case.kwargs)
+    want = spec.tile_kv.run(*plain) if tiled else plain
+    for got in (args[:2], reference[:2]):
+        assert torch.equal(got[0], want[0])
+        assert torch.equal(got[1], want[1])
+
+
+@needs_native
+@pytest.mark.parametrize("case", CASES)
+def test_strided_caches(case: Case) -> None:
+    want, args = copies(case), copies(case)
+    native(*want, **case.kwargs)
+    both = torch.stack(args[:2], 1)
+    native(both[:, 0], both[:, 1], *args[2:], **case.kwargs)
+    assert torch.equal(both[:, 0], want[0])
+    assert torch.equal(both[:, 1], want[1])
+
+
+BAD = {
+    "kv_len must be >= 0, got -1 at index 1": (3, 1, -1),
+    "path_len must be in [0, E=4], got 5 at index 0": (5, 0, 5),
+    "path_len must be in [0, E=4], got -1 at index 1": (5, 1, -1),
+    "path must be strictly increasing and >= 0, got 3 at index [0, 3]": (4, (0, 3), 3),
+    "path must be strictly increasing and >= 0, got -2 at index [0, 0]": (4, (0, 0), -2),
+    "path must be within the W*S=15 slots of a request, got 12 at index [0, 3]": (4, (0, 3), 12),
+    "page_table must be in [0, P=7) where used, got 7 at index [0, 1]": (2, (0, 1), 7),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_values_move_nothing(message: str) -> None:
+    case = next(iter(spec.commit_kv.cases()))
+    argument, index, value = BAD[message]
+    for call in (spec.commit_kv.run, native):
+        args = copies(case)
+        args[argument][index] = value
+        assert error_of(lambda call=call, args=args: call(*args, **case.kwargs)) == (
+            ValueError,
+            f"commit_kv: {message}",
+        )
+        assert torch.equal(args[0], case.args[0])
