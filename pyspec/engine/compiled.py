@@ -19,7 +19,6 @@ from pyspec.models.quant_formats import QuantTensor
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum DType
 _FORMATS = ("q4_0", "q4_1", "q5_0", "q8_0", "q4_k", "q6_k")  # enum QuantFormat
-_CHANNELS = 16  # of a packed block: parts whose rows are a multiple can lie in one packed weight
 
 
 class CompiledExecutor:
@@ -103,7 +102,7 @@ class CompiledExecutor:
         parts = [self._source[name] for name in names]
         first = parts[0]
         if names not in self._held:
-            self._held[names] = torch.cat([_pack(part) for part in parts])
+            self._held[names] = _pack(parts)
             self._release_pages()
         if isinstance(first, QuantTensor):
             return self._held[names].data_ptr(), _FORMATS.index(first.format), True
@@ -123,7 +122,7 @@ class CompiledExecutor:
         """One launch per run of parts that can share a packed weight; quantised rows of x are made once."""
         parts = step.attrs["parts"]
         (x,), column = step.inputs, 0
-        for _, run in groupby(range(parts), lambda i: _kind(self._source[step.weights[i]], i)):
+        for _, run in groupby(range(parts), lambda i: _kind(self._source[step.weights[i]])):
             indices = list(run)
             names = tuple(step.weights[i] for i in indices)
             biases = tuple(step.weights[parts + i] for i in indices) if len(step.weights) > parts else ()
@@ -185,14 +184,16 @@ def _compute_dtype(weight: Tensor) -> torch.dtype:
     return torch.bfloat16 if weight.dtype == torch.bfloat16 else torch.float32
 
 
-def _pack(weight: Tensor | QuantTensor) -> Tensor:
-    if isinstance(weight, QuantTensor):
-        return ops.pack_quant_weight(weight.data, format=weight.format).flatten()
-    return ops.pack_weight(weight.to(_compute_dtype(weight))).flatten()
+def _pack(parts: list[Tensor | QuantTensor]) -> Tensor:
+    """The packed form of the rows of all parts, one below the other."""
+    first = parts[0]
+    rows = [part.data if isinstance(part, QuantTensor) else part.to(_compute_dtype(part)) for part in parts]
+    joined = torch.cat(rows) if len(rows) > 1 else rows[0]
+    if isinstance(first, QuantTensor):
+        return ops.pack_quant_weight(joined, format=first.format)
+    return ops.pack_weight(joined)
 
 
-def _kind(weight: Tensor | QuantTensor, index: int) -> Any:
-    """Parts of one kind that follow each other share a packed weight; rows that do not fill blocks stand alone."""
-    if weight.shape[0] % _CHANNELS:
-        return index
+def _kind(weight: Tensor | QuantTensor) -> Any:
+    """Parts of one kind that follow each other share a packed weight."""
     return weight.format if isinstance(weight, QuantTensor) else _compute_dtype(weight)

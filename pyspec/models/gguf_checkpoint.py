@@ -117,6 +117,9 @@ class GGUFCheckpoint(Checkpoint):
 
     def _load_tokenizer(self) -> Tokenizer:
         try:
-            return tokenizer_from_gguf(self._file.metadata, self.config.eos_ids)
+            tokenizer = tokenizer_from_gguf(self._file.metadata, self.config.eos_ids)
         except ValueError as error:
             raise ValueError(f"{error} (file {self.path})") from None
+        for name in ("tokens", "merges", "scores", "token_type"):  # megabytes that nothing reads again
+            self._file.metadata.pop(f"tokenizer.ggml.{name}", None)
+        return tokenizer
