@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from pyspec.cli.demo import TEXT as HARBOUR
+
 CODE = """\
 def total_price(items, tax_rate):
     subtotal = 0
@@ -35,15 +37,6 @@ class Settings:
             "user": self.user,
             "password": self.password,
         }
-"""
-
-HARBOUR = """\
-The harbour of Brannock was built in 1821 by the brothers Ewan and Colin Mackay, who needed a safe landing for their
-herring boats. Within thirty years it had become the busiest harbour on the coast, with more than two hundred boats in
-the season and a railway that carried the catch to the cities in a single night. The herring went away in the years
-after 1910, and with it the trade. Today the harbour of Brannock shelters a few lobster boats, a sailing school and, in
-summer, the ferry to the islands. The old salting house has become a museum, where visitors can see how the herring
-were packed and read the letters that Ewan Mackay wrote to his brother during the building of the northern pier.
 """
 
 BRIDGE = """\

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+// over the limit: three instruction sets of one interface, kept side by side.
 // Sixteen f32 (or i32) lanes, the same operations on every instruction set. Included once per (op,
 // instruction set) translation unit, inside namespace pyspec::PYSPEC_ISA. Every operation rounds as IEEE f32
 // with explicit FMA, and reductions run in one fixed order, so kernels written on it give equal bits on every

@@ -12,34 +12,17 @@ import click
 from pyspec.cli.answer import Answer, stream_answer
 from pyspec.cli.options import DEFAULT_MODEL, load_model, render_prompt
 
-PROMPT = """\
-Add a docstring to every function of this Python code. Repeat the rest of the code exactly as it is.
-
-```python
-def total_price(items, tax_rate):
-    subtotal = 0
-    for item in items:
-        subtotal += item["price"] * item["quantity"]
-    return subtotal * (1 + tax_rate)
-
-
-def average_price(items):
-    if not items:
-        return 0
-    subtotal = 0
-    for item in items:
-        subtotal += item["price"] * item["quantity"]
-    return subtotal / len(items)
-
-
-def cheapest_item(items):
-    if not items:
-        return None
-    return min(items, key=lambda item: item["price"])
-```
+TEXT = """\
+The harbour of Brannock was built in 1821 by the brothers Ewan and Colin Mackay, who needed a safe landing for their
+herring boats. Within thirty years it had become the busiest harbour on the coast, with more than two hundred boats in
+the season and a railway that carried the catch to the cities in a single night. The herring went away in the years
+after 1910, and with it the trade. Today the harbour of Brannock shelters a few lobster boats, a sailing school and, in
+summer, the ferry to the islands. The old salting house has become a museum, where visitors can see how the herring
+were packed and read the letters that Ewan Mackay wrote to his brother during the building of the northern pier.
 """
+PROMPT = f"{TEXT}\n\nSummarise the text above. Quote its sentences where you can.\n"
 MAX_TOKENS = 256
-MAX_TOKENS_SPEC = 48  # the specification is slow
+MAX_TOKENS_SPEC = 16  # the specification takes seconds a step
 
 
 @click.command()
@@ -56,12 +39,11 @@ def demo(model: str, max_tokens: int | None, threads: int | None, quiet: bool) -
     llm = load_model(
         {"model": model, "speculation": "suffix", "context": None, "threads": threads}, quiet=quiet
     )
-    max_tokens = max_tokens or (MAX_TOKENS_SPEC if llm.executor_name == "spec" else MAX_TOKENS)
-    params = SamplingParams(max_tokens=max_tokens)
+    compiled = llm.executor_name != "spec"
+    params = SamplingParams(max_tokens=max_tokens or (MAX_TOKENS if compiled else MAX_TOKENS_SPEC))
     prompt = render_prompt(llm, PROMPT, None)
-    list(
-        llm.stream(prompt, replace(params, max_tokens=2))
-    )  # pages of weights and code come in before the clock runs
+    if compiled:  # pages of weights and code come in before the clock runs
+        list(llm.stream(prompt, replace(params, max_tokens=2)))
     answers = []
     for name, speculation in (("with a token tree", "suffix"), ("plain", "off")):
         if not quiet:

@@ -14,7 +14,11 @@ from tiny import tiny_checkpoint
 import pyspec.engine
 from bench import bench_e2e, bench_equality, prompts
 from bench.harness import GateError, Options, Row
+from pyspec import backends
 
+needs_kernels = pytest.mark.skipif(
+    backends.native is None, reason="equality of bits is the compiled kernels' promise: pyspec._C is missing"
+)
 MESSAGES = [
     prompts.Prompt("set", text, chat=False)
     for text in ("one fish two fish red fish", "abcabcabcabc", "x y z")
@@ -78,6 +82,7 @@ def test_demo_with_a_real_engine(model: Path, pyspec_command: Callable) -> None:
     assert "identical text" in result.out
 
 
+@needs_kernels
 def test_equality_finds_no_difference(options: Options) -> None:
     rows = list(bench_equality.rows(options))
     found = {row["metric"]: 0.0 for row in rows}
@@ -88,6 +93,7 @@ def test_equality_finds_no_difference(options: Options) -> None:
     assert found["tokens"] > 0
 
 
+@needs_kernels
 def test_equality_sees_a_planted_difference(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
     class Biased(pyspec.engine.LLM):
         """Gives the second prompt's speculative answer a logprob that is one bit off."""
@@ -113,6 +119,7 @@ def test_equality_sees_a_planted_difference(options: Options, monkeypatch: pytes
     assert set(bits.values()) == {0}
 
 
+@needs_kernels
 def test_equality_reports_what_it_had_time_for(options: Options, capsys: pytest.CaptureFixture[str]) -> None:
     rows = list(bench_equality.rows(replace(options, seconds=0.0, mode=("tree",))))
     assert {row["value"] for row in rows if row["metric"] == "prompts"} == {2}
