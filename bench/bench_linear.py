@@ -8,6 +8,7 @@ against the specification, and M = 1 against the last of M rows bit for bit, bef
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,11 +43,8 @@ def rows(options: Options) -> Iterator[Row]:
             call, dense, cost = product(kind, n, k, x)
             name, label = ("linear_packed" if kind == "bf16" else "quant_linear"), f"{kind}-{n}x{k}-M{m}"
             check(label, call, x)
-            narrow = x.bfloat16()
-            times = measure(
-                {"own": lambda f=call, x=x: f(x), "torch": lambda x=narrow, w=dense: torch.nn.functional.linear(x, w)},
-                seconds=0.05 if options.quick else 0.5,
-            )  # fmt: skip
+            peer = partial(torch.nn.functional.linear, x.bfloat16(), dense)
+            times = measure({"own": partial(call, x), "torch": peer}, seconds=0.05 if options.quick else 0.5)
             time = times["own"]
             yield make_row(name, label, backend, "p20", time.p20 * 1e6, "us")
             yield make_row(
