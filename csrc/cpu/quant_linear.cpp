@@ -10,7 +10,11 @@
 namespace pyspec::PYSPEC_ISA {
 namespace {
 
-constexpr int64_t kItemBytes = 24576;  // weights of one item: 1 to 2 us at memory speed
+constexpr int64_t kItemBytes = 65536;  // weights of one item: 3 us at memory speed
+// Few rows wait for memory: this far ahead is prefetched, over the pages at whose ends the hardware stops. It
+// took a quarter off the time of M = 1 where weights lay outside the caches.
+constexpr int64_t kPrefetchBytes = 4096;
+constexpr int kPrefetchRows = 4;
 
 // The rows of one tile: R of them lie in the workspace, from m0 on.
 struct Tile {
@@ -38,6 +42,11 @@ void block_rows(const QuantLinearParams& p, const Block& b, const Tile& tile, in
   for (int m = 0; m < kRows; ++m) acc[m] = zero();
   for (int64_t g = 0; g < G; ++g) {
     I32 dot[kRows];
+    if constexpr (kRows <= kPrefetchRows) {
+      __builtin_prefetch(scales + kPrefetchBytes);
+#pragma GCC unroll 8
+      for (int i = 0; i < (kNibbles ? 256 : 512); i += 64) __builtin_prefetch(values + kPrefetchBytes + i);
+    }
     const F32 d = half16(scales);
     if constexpr (f.half_groups) {
       const F32 d1 = half16(scales + 32);
@@ -95,7 +104,10 @@ void run(const QuantLinearParams& p) {
   const int64_t blocks = (p.N + kChannels - 1) / kChannels;
   const int64_t per_item = std::clamp(kItemBytes / block_bytes, int64_t(1), std::max<int64_t>(1, blocks / 8));
   const bool widen = kNibbles && p.M > kRowTile;  // nibbles are split once for all tiles, not once a tile
-  parallel_for((blocks + per_item - 1) / per_item, [&](int64_t item) {
+  const int64_t items = (blocks + per_item - 1) / per_item;
+  parallel_for(items, [&](int64_t i_from_end) {
+    const int64_t item =
+        items - 1 - i_from_end;  // items are claimed from the last on: upwards through memory
     uint8_t* scratch = nullptr;
     if (widen || !p.packed) scratch = static_cast<uint8_t*>(thread_scratch(size_t(block_bytes + G * 512)));
     for (int64_t i = item * per_item; i < std::min(blocks, (item + 1) * per_item); ++i) {
