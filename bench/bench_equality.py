@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Equality: the same tokens and the same bits of logprobs with and without speculation, alone and in a batch.
 
-Every prompt is answered plain and alone once a temperature; every other way of answering is compared with that. Ways:
+Every prompt is answered plain at the smallest batch size (1: alone) once a temperature; every other way is compared with that. Ways:
 `tree` (the suffix tree's drafts) and `random` (trees of random shape and tokens), greedy; `sampled`: the suffix tree's
 drafts at temperature 0.7 (with top-k and top-p) and 1.0, one seed a prompt; each at every batch size, and plain at every
-batch size over one. Prompts are done in blocks, so a run that is stopped reports the blocks that it has finished.
+larger batch size. Prompts are done in blocks, so a run that is stopped reports the blocks that it has finished.
 """
 
 from __future__ import annotations
@@ -87,7 +87,10 @@ def samplings(options: Options) -> dict[str, SamplingParams]:
 def ways(options: Options) -> list[Way]:
     """Every way of answering that the options ask for."""
     plain = [
-        Way(sampling, "off", batch) for sampling in samplings(options) for batch in options.batch if batch > 1
+        Way(sampling, "off", batch)
+        for sampling in samplings(options)
+        for batch in options.batch
+        if batch > min(options.batch)
     ]
     drafts = {"tree": [("greedy", "suffix")], "random": [("greedy", "random")],
               "sampled": [("T0.7", "suffix"), ("T1.0", "suffix")]}  # fmt: skip
@@ -109,10 +112,11 @@ def answer(
 
 def compare(llm: LLM, block: list[Prompt], first: int, options: Options, tallies: dict[Way, Tally]) -> None:
     """Answer one block in every way and add up the differences. `first` is the block's first prompt's number."""
+    alone = min(options.batch)
     texts = [llm.chat_prompt([{"role": "user", "content": p.text}]) if p.chat else p.text for p in block]
     for name, base in samplings(options).items():
         seeded = [replace(base, seed=first + i) for i in range(len(texts))]
-        plain = answer(llm, texts, [replace(p, speculation="off") for p in seeded], 1)
+        plain = answer(llm, texts, [replace(p, speculation="off") for p in seeded], alone)
         for way, tally in tallies.items():
             if way.sampling != name:
                 continue
@@ -151,7 +155,7 @@ def rows(options: Options) -> Iterator[Row]:
     except KeyboardInterrupt:
         print("stopped; the table holds the comparisons that are done", file=sys.stderr)
     for way, tally in tallies.items():
-        yield from report(llm.executor_name, way, tally)
+        yield from report(llm.executor_name, way, tally, min(options.batch))
     differing = [way.case for way, t in tallies.items() if t.differing_tokens or t.differing_bits]
     if differing:
         raise GateError(
@@ -159,7 +163,7 @@ def rows(options: Options) -> Iterator[Row]:
         )
 
 
-def report(backend: str, way: Way, tally: Tally) -> Iterator[Row]:
+def report(backend: str, way: Way, tally: Tally, alone: int) -> Iterator[Row]:
     """The rows of one way."""
     figures: list[tuple[str, float, str]] = [("prompts", tally.prompts, "prompts"), ("tokens", tally.tokens, "tokens"),
                ("differing_tokens", tally.differing_tokens, "tokens"),
@@ -168,5 +172,5 @@ def report(backend: str, way: Way, tally: Tally) -> Iterator[Row]:
         figures.append(("mean_accepted_length", (tally.tokens - tally.prompts) / tally.steps, "tokens/step"))
     for metric, value, unit in figures:
         yield make_row(
-            "equality", way.case, backend, metric, value, unit, peer=f"{way.sampling}/plain/batch1"
+            "equality", way.case, backend, metric, value, unit, peer=f"{way.sampling}/plain/batch{alone}"
         )

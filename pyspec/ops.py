@@ -25,6 +25,7 @@ __all__ = [
     "pack_weight",
     "quant_embedding",
     "quant_linear",
+    "quantize_activations",
     "rms_norm",
     "rope",
     "sample",
@@ -225,6 +226,11 @@ def quant_linear(
     """
     kwargs = {"format": format, "layout": layout, "num_rows": num_rows}
     return call(spec.quant_linear, (x, qweight, bias), kwargs, backend)
+
+
+def quantize_activations(x: Tensor, *, backend: str | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """x [M, K] f32 as int8 [M, K], scales [M, K/32] f32 (amax / 127 of a group of 32) and sums [M, K/32, 2] i32 of its halves."""
+    return call(spec.quantize_activations, (x,), {}, backend)
 
 
 def silu_mul(gate_up: Tensor, *, backend: str | None = None) -> Tensor:

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// torch bindings of quant_linear and pack_quant_weight.
+// torch binding of quant_linear.
 #include "pyspec/quant_linear.h"
 
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include "bind/quant_check.h"
-#include "pyspec/pack_quant_weight.h"
 #include "pyspec/quantize_activations.h"
 
 namespace pyspec {
@@ -46,25 +45,8 @@ at::Tensor quant_linear(const at::Tensor& x, const at::Tensor& qweight, const st
   return out;
 }
 
-at::Tensor pack_quant_weight(const at::Tensor& qweight, std::string_view format) {
-  Dim N{"N"}, Y{"Y"};
-  Checker check("pack_quant_weight");
-  check.tensor("qweight", qweight, {N, Y}, {at::kByte});
-  const QuantFormat f = check_format(check, format);
-  check_gguf_rows(check, qweight, f);
-  const int64_t k = Y.size / info(f).block_bytes * info(f).block_k;
-  const at::Tensor rows = qweight.contiguous();
-  at::Tensor packed =
-      at::empty({(N.size + kChannels - 1) / kChannels, packed_block_bytes(f, k)}, qweight.options());
-  pack_quant_weight_cpu({rows.const_data_ptr<uint8_t>(), packed.mutable_data_ptr<uint8_t>(), f, N.size, k});
-  return packed;
-}
-
 }  // namespace
 
-TORCH_LIBRARY_IMPL(pyspec, CPU, m) {
-  m.impl("quant_linear", quant_linear);
-  m.impl("pack_quant_weight", pack_quant_weight);
-}
+TORCH_LIBRARY_IMPL(pyspec, CPU, m) { m.impl("quant_linear", quant_linear); }
 
 }  // namespace pyspec

@@ -2,6 +2,7 @@
 // The compiled executor: see step_executor.h.
 #include "bind/step_executor.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "cpu/thread_pool.h"
@@ -21,6 +22,7 @@ namespace pyspec {
 namespace {
 
 constexpr size_t kAlign = 64;
+constexpr int64_t kSplitRows = 64;
 
 template <typename T>
 T* aligned(const std::vector<char>& buffer) {  // its size has kAlign bytes to spare
@@ -33,20 +35,22 @@ T* aligned(const std::vector<char>& buffer) {  // its size has kAlign bytes to s
 StepExecutor::StepExecutor(const StepArrays& arrays, const CacheShape& cache, int64_t max_tokens,
                            int64_t heads)
     : arrays_(arrays), cache_(cache), max_tokens_(max_tokens), heads_(heads) {
-  workspace_.resize(tree_attention_workspace_bytes(max_tokens, heads, cache.head_dim,
-                                                   arrays.table_width * cache.page_size, num_threads()) +
+  // Long chains are spread over threads by their rows: only steps of few rows need room for split chunks.
+  workspace_.resize(tree_attention_workspace_bytes(std::min<int64_t>(max_tokens, kSplitRows), heads,
+                                                   cache.head_dim, arrays.table_width * cache.page_size,
+                                                   num_threads()) +
                     kAlign);
 }
 
 void StepExecutor::rms_norm(Rows x, const float* weight, Rows out, int64_t heads, float eps) {
   const int64_t K = x.columns / heads;
-  if (heads == 1) {
+  if (heads == 1 && out.columns == out.stride) {
     add([=](const StepSizes& s) {
       rms_norm_cpu({x.data, nullptr, weight, out.data, s.T, K, x.stride, eps});
     });
     return;
   }
-  // Norm of each head in place: the rows of one token are its heads.
+  // Norm of each head: the rows of one token are its heads, tokens lie a wider buffer's row apart.
   add([=](const StepSizes& s) {
     for (int64_t t = 0; t < s.T; ++t)
       rms_norm_cpu({x.data + t * x.stride, nullptr, weight, out.data + t * out.stride, heads, K, K, eps});

@@ -11,13 +11,14 @@ namespace {
 constexpr int64_t kItemColumns = 4096;
 constexpr int64_t kSerialElements = 16384;  // 4 us of work
 
-// e^-s. The rounding error of -s log2(e) is made good in first order: it would cost 2^-17 of the result at s
-// = 80.
+// e^-s, infinity from s = -88 on. The rounding error of -s log2(e) is made good in first order: it would cost
+// 2^-17 of the result at s = 80. NaN gives a number: the caller's numerator is NaN as well.
 inline F32 exp_minus(F32 s) {
-  const F32 log2e = set1(-1.44269504f), t = min(s * log2e, set1(127.0f));
-  const F32 error = fma(s, set1(-1.92596299e-8f), fma(s, log2e, zero() - s * log2e));
+  const F32 lowest = set1(-88.0f), log2e = set1(-1.44269504f), x = min(max(s, lowest), set1(100.0f));
+  const F32 t = x * log2e, error = fma(x, set1(-1.92596299e-8f), fma(x, log2e, zero() - t));
   const F32 e = exp2(t);
-  return fma(e * error, set1(0.693147181f), e);
+  const F32 above = keep_ge(lowest, s, set1(std::numeric_limits<float>::infinity()));
+  return fma(e * error, set1(0.693147181f), e) + above;
 }
 
 template <bool kGelu>

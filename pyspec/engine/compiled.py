@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import groupby
 from typing import Any
 
@@ -24,11 +25,18 @@ _CHANNELS = 16  # of a packed block: parts whose rows are a multiple can lie in 
 class CompiledExecutor:
     """One compiled call per step. This object keeps every tensor alive whose address the launches hold."""
 
-    def __init__(self, program: Program, weights: Weights, cache: KVCache, batch: StepBatch) -> None:
+    def __init__(
+        self,
+        program: Program,
+        weights: Weights,
+        cache: KVCache,
+        batch: StepBatch,
+        release_pages: Callable[[], None],
+    ) -> None:
         native = backends.native
         self.name = f"cpu/{native.cpu_isa()}"
         self._native, self._program, self._batch, self._cache = native, program, batch, cache
-        self._source = weights
+        self._source, self._release_pages = weights, release_pages
         self._held: dict[Any, Tensor] = {}  # packed weights by what they were made of, and arrays
         rows = {"T": batch.max_tokens, "R": batch.max_rows}
         self._buffers = {b.name: torch.zeros(rows[b.rows], b.columns) for b in program.buffers}
@@ -96,6 +104,7 @@ class CompiledExecutor:
         first = parts[0]
         if names not in self._held:
             self._held[names] = torch.cat([_pack(part) for part in parts])
+            self._release_pages()
         if isinstance(first, QuantTensor):
             return self._held[names].data_ptr(), _FORMATS.index(first.format), True
         return self._held[names].data_ptr(), _DTYPES[_compute_dtype(first)], False

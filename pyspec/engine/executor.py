@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import torch
@@ -141,9 +141,17 @@ class SpecExecutor:
 
 
 def make_executor(
-    kind: str, program: Program, weights: Weights, cache: KVCache, batch: StepBatch
+    kind: str,
+    program: Program,
+    weights: Weights,
+    cache: KVCache,
+    batch: StepBatch,
+    release_pages: Callable[[], None],
 ) -> Executor:
-    """The executor named `kind`: "compiled", "spec", or "auto" (compiled where the extension is there)."""
+    """The executor named `kind`: "compiled", "spec", or "auto" (compiled where the extension is there).
+
+    release_pages() is called whenever weights have been copied and their source may leave memory.
+    """
     from pyspec import backends
 
     if kind not in ("auto", "compiled", "spec"):
@@ -152,4 +160,4 @@ def make_executor(
         return SpecExecutor(program, weights, cache, batch)
     from pyspec.engine.compiled import CompiledExecutor
 
-    return CompiledExecutor(program, weights, cache, batch)
+    return CompiledExecutor(program, weights, cache, batch, release_pages)

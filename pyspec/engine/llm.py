@@ -99,7 +99,9 @@ class LLM:
             weights["rope_" + layer_type] = rope_table(
                 config, layer_type, self.max_context + max_nodes, factors
             )
-        self._executor = make_executor(executor, decoder(config), weights, self._cache, self._batch)
+        self._executor = make_executor(
+            executor, decoder(config), weights, self._cache, self._batch, self.checkpoint.release_pages
+        )
         self.executor_name = self._executor.name
         self._pool = PagePool(self.num_pages)
         self._scheduler = Scheduler(self._pool, max_batch, page_size, max_nodes, prefill_chunk)

@@ -38,6 +38,10 @@ class Checkpoint(ABC):
     def weight(self, name: str) -> torch.Tensor | QuantTensor:
         """One weight in its stored dtype (f32, f16, bf16) or quantised. ValueError for an unknown name."""
 
+    def release_pages(self) -> None:
+        """Lets go of memory that only caches the file, once weights have been copied; tensors stay valid."""
+        return
+
     @abstractmethod
     def _load_tokenizer(self) -> Tokenizer: ...
 

@@ -83,6 +83,11 @@ class GGUFFile:
         info = self.tensors[name]
         return np.frombuffer(self._map, np.uint8, info.nbytes, info.offset)
 
+    def release_pages(self) -> None:
+        """Gives the memory of pages that were read back to the system; views stay valid and read them again."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+
     def _require(self, ok: bool, what: str, rule: str, value: object) -> None:
         if not ok:
             shown = repr(value)[:120]

@@ -61,6 +61,9 @@ class GGUFCheckpoint(Checkpoint):
         self.chat_template = template if isinstance(template, str) else None
         self.template_tokens = self._template_tokens()
 
+    def release_pages(self) -> None:
+        self._file.release_pages()
+
     def _find_tensors(self) -> dict[str, TensorInfo]:
         shapes = weight_shapes(self.config)
         wanted = {name: _gguf_name(name) for name in shapes}

@@ -14,6 +14,7 @@ from pyspec.spec.pack_quant_weight import pack_quant_weight
 from pyspec.spec.pack_weight import pack_weight
 from pyspec.spec.quant_embedding import quant_embedding
 from pyspec.spec.quant_linear import quant_linear
+from pyspec.spec.quantize_activations import quantize_activations
 from pyspec.spec.rms_norm import rms_norm
 from pyspec.spec.rope import rope
 from pyspec.spec.sample import sample
@@ -37,6 +38,7 @@ __all__ = [
     "pack_weight",
     "quant_embedding",
     "quant_linear",
+    "quantize_activations",
     "rms_norm",
     "rope",
     "sample",

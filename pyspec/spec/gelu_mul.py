@@ -10,33 +10,15 @@ instruction sets.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
-from pyspec.contract import Case, Cost, op
-
-CONTRACT = """
-gate_up    [M, N]     f32
--> out     [M, N/2]   f32
-"""
+from pyspec.contract import op
+from pyspec.spec.silu_mul import CONTRACT, cases, check_even, cost
 
 
 def check(sizes: dict[str, int], gate_up: Tensor) -> None:
-    if sizes["N"] % 2:
-        raise ValueError(f"gelu_mul: gate_up must be [M, N] with N even, got {list(gate_up.shape)}")
-
-
-def cases() -> Iterator[Case]:
-    for m, f in [(3, 37), (1, 1), (0, 16), (5, 1536), (2, 9000)]:
-        gate_up = torch.randn(m, 2 * f, generator=torch.Generator().manual_seed(m + f)) * 4
-        yield Case(f"M{m}-F{f}", (gate_up,))
-
-
-def cost(sizes: dict[str, int], gate_up: Tensor) -> Cost:
-    """gate_up read and out written once."""
-    return Cost(bytes=6 * gate_up.numel(), flops=10 * gate_up.numel())
+    check_even("gelu_mul", gate_up)
 
 
 @op(CONTRACT, check=check, cases=cases, cost=cost)

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """quant_linear: activations, quantised to int8 on the fly, times a GGUF-quantised weight.
 
-    xd[m, g]  = amax / 127 with amax = max |x[m, k]| over the 32 k of group g          (f32 divisions and products)
-    xq[m, k]  = round to nearest even of x[m, k] * (127 / amax)
+    xq, xd    = quantize_activations(x)                       int8 with a scale per row and group of 32
     xs[m, g]  = xd[m, g] * float(sum of xq[m, k] over group g)
     acc       = fma(float(dot), d[n, g] * xd[m, g], acc); acc = fma(xs[m, g], minimum[n, g], acc)     for g = 0, 1, 2 ...
     out[m, n] = acc * multiplier[n] + bias[n]
@@ -13,7 +12,7 @@ M rows, N channels, K features (a multiple of the format's block, 32 or 256). qw
 layout "packed": ceil(num_rows / 16) blocks as pack_quant_weight gives them. "rows" packs on the fly: the same bits, slowly.
 
 Guarantees: that order for every output, so a row's bits depend on neither M nor threads, and are equal on all instruction
-sets; denormals are flushed. A group with amax < 1e-30 counts as zeros; a row with NaN or infinity gives NaN. The reference sums
+sets; denormals are flushed. A row with NaN or infinity gives NaN. The reference sums
 in float64 in the same order and rounds once.
 """
 
@@ -28,6 +27,7 @@ from torch import Tensor
 from pyspec.contract import Case, Cost, op
 from pyspec.spec.pack_quant_weight import check_format, pack_quant_weight, random_rows
 from pyspec.spec.quant_formats import FORMATS, grouped, rounded, unpack
+from pyspec.spec.quantize_activations import quantize_activations
 
 CONTRACT = """
 x          [M, K]   f32
@@ -103,17 +103,6 @@ def derive(sizes: Mapping[str, Any], kwargs: Mapping[str, Any]) -> dict[str, Any
     return {"N": kwargs["num_rows"] if kwargs.get("layout", "rows") == "packed" else sizes["R"]}
 
 
-def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """x [M, K] f32 as integers [M, K] f32, scales [M, K/32] f32 and integer sums [M, K/32] f32."""
-    groups = x.unflatten(1, (x.size(1) // 32, 32))
-    amax = groups.abs().amax(dim=-1)
-    finite, zeros = amax.isfinite(), ~(amax >= 1e-30) | ~amax.isfinite()
-    inverse = torch.where(zeros, 0.0, 127 / amax)
-    q = torch.where(zeros[..., None], 0.0, (groups * inverse[..., None]).round())
-    scale = torch.where(finite, torch.where(zeros, 0.0, amax / 127), torch.nan)
-    return q.reshape(x.shape), scale, q.sum(dim=-1)
-
-
 @op(CONTRACT, check=check, cases=cases, cost=cost, derive=derive)
 def quant_linear(
     x: Tensor,
@@ -125,10 +114,10 @@ def quant_linear(
     num_rows: int = 0,
 ) -> Tensor:
     w = unpack(qweight, format, num_rows) if layout == "packed" else rounded(grouped(qweight, format), format)
-    xq, xd, sums = quantize_activations(x)
+    xq, xd, sums = quantize_activations.reference(x)
     size = FORMATS[format].group
     xq, q, d = xq.double(), w.q.double(), w.d.double()
-    xs = (xd * sums).double()
+    xs = (xd * sums.sum(dim=-1)).double()
     out = xq.new_zeros(x.size(0), q.size(0))
     for j in range(d.size(1)):  # element by element and in order: rows stay independent in float64 too
         dot = xq[:, j * size : (j + 1) * size] @ q[:, j * size : (j + 1) * size].T  # exact integers

@@ -23,9 +23,13 @@ gate_up    [M, N]     f32
 """
 
 
+def check_even(op_name: str, gate_up: Tensor) -> None:
+    if gate_up.size(1) % 2:
+        raise ValueError(f"{op_name}: gate_up must be [M, N] with N even, got {list(gate_up.shape)}")
+
+
 def check(sizes: dict[str, int], gate_up: Tensor) -> None:
-    if sizes["N"] % 2:
-        raise ValueError(f"silu_mul: gate_up must be [M, N] with N even, got {list(gate_up.shape)}")
+    check_even("silu_mul", gate_up)
 
 
 def cases() -> Iterator[Case]:

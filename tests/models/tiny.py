@@ -51,6 +51,7 @@ TINY: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
     "qwen2-sliding": (Qwen2Config, Qwen2ForCausalLM, _QWEN_SLIDING),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 32}),
+    "qwen3-mqa": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 32, "num_key_value_heads": 1}),
     "gemma3": (
         Gemma3TextConfig,
         Gemma3ForCausalLM,

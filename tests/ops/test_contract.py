@@ -69,3 +69,17 @@ def test_explain_says_why() -> None:
         pyspec.ops.rms_norm(x, weight, backend="cuda")
     with pytest.raises(ValueError, match="explain: op must be one of"):
         pyspec.explain("no_such_op")
+
+
+@pytest.mark.parametrize("name", sorted(OPS))
+def test_tensors_on_two_devices_are_refused(name: str) -> None:
+    spec = OPS[name]
+    case = first_case(spec)
+    tensors = [i for i, arg in enumerate(case.args) if isinstance(arg, Tensor)]
+    args = copies(case)
+    if len(tensors) < 2:
+        pytest.skip(f"{name} takes one tensor")
+    args[tensors[-1]] = args[tensors[-1]].to("meta")
+    _, message = error_of(lambda: spec.run(*args, **case.kwargs))
+    first = spec.inputs[tensors[0]].name
+    assert message == f"{name}: {spec.inputs[tensors[-1]].name} must be on cpu (from {first}), got meta"
