@@ -49,12 +49,8 @@ def check_wheel(path: Path) -> None:
             sys.exit(
                 f"error: {path.name} must have CPU kernels of every op, got none of {', '.join(uncompiled)}"
             )
-        subprocess.run(
-            [f"{folder}/venv/bin/pyspec", "bench", "--help"],
-            cwd=folder,
-            stdout=subprocess.DEVNULL,
-            check=True,
-        )
+        for arguments in (("bench", "--help"), ("generate", "Say hello.", "--max-tokens", "8")):
+            subprocess.run([f"{folder}/venv/bin/pyspec", *arguments], cwd=folder, check=True)
         print(f"{path.name}: installs into an empty environment and runs ({facts['isa']})")
 
 
