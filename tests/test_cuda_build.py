@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every CUDA kernel compiled for sm_80 and sm_90a, without a GPU and without torch: no warning, nothing spilled."""
+"""What can be asked of the CUDA kernels without a GPU: they compile for sm_80 and sm_90a, nothing spills, bad calls are refused."""
 
 from __future__ import annotations
 
@@ -8,8 +8,14 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from contract_tests import all_broken_calls, error_of, op_call
+
+from pyspec.backends import native
+from pyspec.contract import OPS
 
 ROOT = Path(__file__).parent.parent
 KERNELS = sorted((ROOT / "csrc/cuda").glob("*.cu"))
@@ -49,3 +55,19 @@ def test_is_declared_and_registered(kernel: Path) -> None:
     header = (ROOT / f"csrc/include/pyspec/{kernel.stem}.h").read_text(encoding="utf-8")
     assert re.search(rf"void {kernel.stem}_cuda\(const \w+Params& p, void\* stream\);", header)
     assert re.search(rf"\b{kernel.stem}_cuda\b", (ROOT / "csrc/cuda/bind.cpp").read_text(encoding="utf-8"))
+
+
+def broken_cuda_calls() -> list[Any]:
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    return [call for call in all_broken_calls() if has_kernel(f"pyspec::{call.values[0]}", "CUDA")]
+
+
+@pytest.mark.skipif(
+    native is None or not native.with_cuda, reason="pyspec._C is compiled without CUDA kernels"
+)
+@pytest.mark.parametrize(("name", "args", "kwargs"), broken_cuda_calls())
+def test_cuda_binding_refuses_alike(name: str, args: list[Any], kwargs: dict[str, Any]) -> None:
+    """The binding of the CUDA dispatch key, handed tensors of the CPU: it must refuse before it asks for a GPU."""
+    cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    want = error_of(lambda: OPS[name].run(*args, **kwargs))
+    assert error_of(lambda: op_call(name).default.redispatch(cuda, *args, **kwargs)) == want
