@@ -2,16 +2,18 @@
 """Build of the compiled extensions.
 
 `pyspec._C`: CPU kernels (each csrc/cpu/<op>.cpp once per instruction set), their torch bindings and the step executor;
-CUDA kernels as well where torch is a CUDA build and nvcc is there. `pyspec._host`: host structures (pybind11 alone).
-Without a C++ compiler, or with PYSPEC_BUILD=none, the package installs without extensions and runs the specification.
-PYSPEC_BUILD=cpu leaves CUDA out, PYSPEC_BUILD=cuda demands it (also on a machine without a GPU).
+CUDA kernels as well where torch is a CUDA build and an nvcc of its major version is there; a GPU is not needed.
+`pyspec._host`: host structures (pybind11 alone). Without a C++ compiler, or with PYSPEC_BUILD=none, the package installs
+without extensions and runs the specification. PYSPEC_BUILD=cpu leaves CUDA out, PYSPEC_BUILD=cuda demands it.
 """
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -22,6 +24,10 @@ UNITS = Path("build/units")  # one generated translation unit per (op, instructi
 CXX_FLAGS = [  # -g0: Python adds -g, which only makes compilation slower
     "-g0", "-O3", "-std=c++20", "-fno-math-errno", "-ffp-contract=off", "-fvisibility=hidden", "-Wall",
 ]  # fmt: skip
+# Contraction off as on the CPU: where a product and a sum are rounded once, the kernel says fmaf.
+NVCC_FLAGS = ["-O3", "-std=c++20", "-fmad=false", "-lineinfo", "-Xcompiler=-fvisibility=hidden"]
+# The PTX of 8.0 is what newer GPUs than 9.0 compile when they load it: that of an `a` target would serve none of them.
+CUDA_TARGETS = "8.0+PTX;9.0a"
 INCLUDES = [str(ROOT / "csrc"), str(ROOT / "csrc/include")]
 PLAIN = {"isa", "thread_pool", "tree_attention_plan"}  # compiled once, no kernel inside
 
@@ -106,6 +112,20 @@ def write_if_changed(path: Path, text: str) -> None:
         path.write_text(text)
 
 
+def why_no_cuda(torch_cuda: str | None, cuda_home: str | None) -> str:
+    """Why CUDA kernels cannot be compiled beside this torch; empty if they can."""
+    if torch_cuda is None:
+        return "torch is a CPU build"
+    headers = ("include/cuda_runtime.h", "targets/*/include/cuda_runtime.h")
+    if cuda_home is None or not any(file for name in headers for file in Path(cuda_home).glob(name)):
+        return f"CUDA_HOME must name the CUDA {torch_cuda} toolkit, got {cuda_home}"
+    text = subprocess.run([f"{cuda_home}/bin/nvcc", "--version"], capture_output=True, text=True).stdout
+    release = re.search(r"release ((\d+)\.\d+)", text)
+    if release is None or release[2] != torch_cuda.split(".")[0]:
+        return f"nvcc must be of CUDA {torch_cuda} as torch is, got {release[1] if release else text!r}"
+    return ""
+
+
 def extensions() -> dict:
     mode = os.environ.get("PYSPEC_BUILD", "auto")
     if mode not in ("auto", "none", "cpu", "cuda"):
@@ -125,19 +145,20 @@ def extensions() -> dict:
     from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
 
     os.environ.setdefault("MAX_JOBS", str(min(8, os.cpu_count() or 1)))
-    cuda_sources = [
-        str(path) for path in sorted([*Path("csrc/cuda").glob("*.cu"), *Path("csrc/cuda").glob("*.cpp")])
-    ]
-    can_cuda = torch.version.cuda is not None and CUDA_HOME is not None and bool(cuda_sources)
-    if mode == "cuda" and not can_cuda:
-        sys.exit("setup.py: PYSPEC_BUILD=cuda needs a CUDA build of torch and nvcc (CUDA_HOME)")
-    with_cuda = mode == "cuda" or (mode == "auto" and can_cuda and torch.cuda.is_available())
+    cuda_reason = why_no_cuda(torch.version.cuda, CUDA_HOME)
+    if mode == "cuda" and cuda_reason:
+        sys.exit(f"setup.py: PYSPEC_BUILD=cuda cannot be built: {cuda_reason}")
+    if mode == "auto" and cuda_reason:
+        print(f"setup.py: no CUDA kernels: {cuda_reason}", file=sys.stderr)
     sources = [*kernel_units(), *binding_units()]
-    if with_cuda:
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0a;10.0a+PTX")
+    if mode != "cpu" and not cuda_reason:
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_TARGETS)
+        cuda_sources = [
+            str(path) for end in ("*.cu", "*.cpp") for path in sorted(Path("csrc/cuda").glob(end))
+        ]
         native = CUDAExtension(
             "pyspec._C", [*sources, *cuda_sources], define_macros=[("PYSPEC_WITH_CUDA", None)],
-            include_dirs=INCLUDES, extra_compile_args={"cxx": CXX_FLAGS, "nvcc": ["-O3", "-std=c++20", "-lineinfo"]},
+            include_dirs=INCLUDES, extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
         )  # fmt: skip
     else:
         native = CppExtension("pyspec._C", sources, include_dirs=INCLUDES, extra_compile_args=CXX_FLAGS)

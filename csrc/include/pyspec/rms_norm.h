@@ -17,5 +17,6 @@ struct RmsNormParams {
 };
 
 void rms_norm_cpu(const RmsNormParams& p);
+void rms_norm_cuda(const RmsNormParams& p, void* stream);  // a cudaStream_t
 
 }  // namespace pyspec

@@ -15,5 +15,6 @@ struct SiluMulParams {
 };
 
 void silu_mul_cpu(const SiluMulParams& p);
+void silu_mul_cuda(const SiluMulParams& p, void* stream);  // a cudaStream_t
 
 }  // namespace pyspec

@@ -14,5 +14,6 @@ struct SoftcapParams {
 };
 
 void softcap_cpu(const SoftcapParams& p);
+void softcap_cuda(const SoftcapParams& p, void* stream);  // a cudaStream_t
 
 }  // namespace pyspec

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+// CUDA softcap, sm_80 and newer. One thread is four elements of the flat matrix, wherever its rows end: a row
+// of logits can be the only one, and 256000 long. tanhf is within 2 units in the last place. Run on an
+// emulator only: neither checked nor timed on a GPU yet.
+#include <algorithm>
+
+#include "cuda/row.cuh"
+#include "pyspec/softcap.h"
+
+namespace pyspec {
+namespace {
+
+constexpr int kThreads = 256;
+
+__device__ inline float capped(float x, float cap) { return cap * tanhf(x / cap); }
+
+template <bool kVector>
+__global__ void __launch_bounds__(kThreads) cap_elements(const SoftcapParams p) {
+  const int64_t size = p.M * p.K, step = 4 * int64_t(kThreads) * gridDim.x;
+  for (int64_t i = 4 * (int64_t(blockIdx.x) * kThreads + threadIdx.x); i < size; i += step) {
+    const float4 v = cuda::load4<kVector>(p.x + i, size - i);
+    cuda::store4<kVector>(p.out + i,
+                          {capped(v.x, p.cap), capped(v.y, p.cap), capped(v.z, p.cap), capped(v.w, p.cap)},
+                          size - i);
+  }
+}
+
+}  // namespace
+
+void softcap_cuda(const SoftcapParams& p, void* stream) {
+  const int64_t size = p.M * p.K, blocks = (size + 4 * kThreads - 1) / (4 * kThreads);
+  if (size == 0) return;
+  const auto kernel = size % 4 == 0 && cuda::aligned16(p.x) && cuda::aligned16(p.out) ? cap_elements<true>
+                                                                                      : cap_elements<false>;
+  kernel<<<unsigned(std::min(blocks, cuda::kMaxBlocks)), kThreads, 0, cudaStream_t(stream)>>>(p);
+  cuda::check_launch("softcap");
+}
+
+}  // namespace pyspec
