@@ -137,6 +137,10 @@ class CompiledExecutor:
                 self._executor.quantize(self._rows(x))
                 self._quantized = x
             self._executor.quant_linear(address, code, self._f32(*biases), self._rows(x), out)
+        for name in (
+            step.weights
+        ):  # packed: the source may go (an embedding is read before a head that is tied to it)
+            del self._source[name]
 
     def _rms_norm(self, step: Step) -> None:
         x, out, heads = self._rows(step.inputs[0]), self._rows(step.output), step.attrs.get("heads", 1)

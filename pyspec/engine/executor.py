@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -15,7 +15,7 @@ from pyspec.engine.kv_pages import KVCache
 from pyspec.models.program import Program, Ref, Step
 from pyspec.models.quant_formats import QuantTensor, dequantize
 
-Weights = Mapping[str, Tensor | QuantTensor]
+Weights = dict[str, Tensor | QuantTensor]  # an executor may take out what it has packed
 
 
 class Executor(Protocol):
