@@ -37,14 +37,15 @@ class Executor(Protocol):
 
 
 class SpecExecutor:
-    """The judge: every op as its plain-PyTorch specification on dequantised f32 weights. Slow, runs anywhere."""
+    """The judge: every op as its plain-PyTorch specification on dequantised weights. Slow, runs anywhere."""
 
     name = "spec"
 
     def __init__(self, program: Program, weights: Weights, cache: KVCache, batch: StepBatch) -> None:
         self._program, self._cache, self._batch = program, cache, batch
+        # f64, as spec.linear computes: widening them at every step would cost ten times the step.
         self._weights = {
-            name: dequantize(w) if isinstance(w, QuantTensor) else w.float() for name, w in weights.items()
+            name: (dequantize(w) if isinstance(w, QuantTensor) else w).double() for name, w in weights.items()
         }
         rows = {"T": batch.max_tokens, "R": batch.max_rows}
         self._buffers = {b.name: torch.zeros(rows[b.rows], b.columns) for b in program.buffers}

@@ -56,7 +56,7 @@ class LLM:
         max_batch: int = 8,
         max_context: int | None = None,
         max_nodes: int = 32,
-        prefill_chunk: int = 256,
+        prefill_chunk: int = 128,
         kv_dtype: str = "bf16",
         page_size: int = 16,
         num_pages: int | None = None,
