@@ -164,13 +164,15 @@ class LLM:
         sent = 0
         try:
             self._scheduler.waiting.append(request)
-            while request.finish_reason is None:
-                self._runner.step()
+            while True:
+                if request.finish_reason is None:  # another call may have run this request's steps meanwhile
+                    self._runner.step()
                 text, tokens = request.text.take(), request.output[sent:]
                 sent += len(tokens)
                 if request.finish_reason:
                     yield StreamChunk(text, tokens, request.finish_reason, request.stats())
-                elif tokens:
+                    return
+                if tokens:
                     yield StreamChunk(text, tokens)
         finally:
             self._scheduler.release(request)

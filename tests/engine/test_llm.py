@@ -33,6 +33,18 @@ def test_stream_equals_generate(llm: LLM) -> None:
     assert chunks[-1].stats.output_tokens == 20
 
 
+def test_a_stream_and_a_call_between_its_chunks_share_the_engine(llm: LLM) -> None:
+    params = SamplingParams(max_tokens=9, ignore_eos=True)
+    whole = llm.generate("the thing", params)[0]
+    stream = llm.stream("the thing", params)
+    first = next(stream)
+    assert len(llm.generate("in the ring", SamplingParams(max_tokens=30, ignore_eos=True))[0].token_ids) == 30
+    rest = list(stream)
+    assert [t for c in [first, *rest] for t in c.token_ids] == whole.token_ids
+    assert rest[-1].finish_reason == "length"
+    assert llm.free_pages == llm.num_pages
+
+
 def test_stop_string_cuts_the_text(llm: LLM) -> None:
     params = SamplingParams(max_tokens=30, ignore_eos=True)
     whole = llm.generate("the thing", params)[0].text
