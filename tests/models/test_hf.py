@@ -54,6 +54,7 @@ def _expected(architecture: str) -> dict[str, Any]:
         "qwen2": {"qkv_bias": True, "layer_types": ("full", "full"), "qk_norm": False},
         "qwen2-sliding": {"layer_types": ("full", "sliding"), "sliding_window": 8},
         "qwen3": {"qk_norm": True, "head_dim": 32, "qkv_bias": False},
+        "qwen3-mqa": {"qk_norm": True, "head_dim": 32, "num_kv_heads": 1},
         "gemma3": {
             "layer_types": ("sliding", "full") * 2,
             "post_norms": True,
