@@ -147,3 +147,19 @@ def test_bad_options_are_named(option: str, value: Any, tiny_model: Callable[[st
 def test_unknown_model_is_named() -> None:
     with pytest.raises(FileNotFoundError, match="got 'no-such-model'"):
         LLM("no-such-model")
+
+
+def test_a_model_without_tokenizer_answers_token_ids_and_names_what_is_missing(
+    tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    for file in tiny_model("llama").iterdir():
+        if not file.name.startswith("tokenizer"):
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    llm = LLM(tmp_path, executor=EXECUTOR, max_context=64, calibrate=False)
+    with pytest.raises(ValueError, match="tokenizer"):
+        llm.generate("text", SamplingParams(max_tokens=3))
+    done = llm.generate([[1, 2, 3]], SamplingParams(max_tokens=3, ignore_eos=True))[0]
+    assert (len(done.token_ids), done.text) == (3, "")
+    with pytest.raises(ValueError, match="tokenizer"):
+        llm.generate([[1, 2, 3]], SamplingParams(max_tokens=3, stop=("x",)))
+    assert llm.free_pages == llm.num_pages
