@@ -4,6 +4,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <algorithm>
 #include <initializer_list>
 #include <optional>
 #include <sstream>
@@ -18,7 +19,8 @@ namespace pyspec {
 struct Dim {
   const char* name;
   int64_t size = -1;
-  std::string from;
+  const char* from = "";  // the tensor that bound it, and which of its dimensions
+  int64_t from_dim = 0;
 };
 
 // One entry of a shape: a letter, a literal, or an expression whose value the binding has computed from bound
@@ -77,18 +79,21 @@ class Checker {
 
   void tensor(const char* name, const at::Tensor& t, std::initializer_list<DimRef> dims,
               std::initializer_list<at::ScalarType> dtypes) {
-    std::vector<std::string> names;
-    for (const DimRef& dim : dims) names.push_back(dim.text);
-    const std::string shape = list_text(names);
-    TORCH_CHECK_VALUE(t.dim() == int64_t(dims.size()), op_, ": ", name, " must be ", shape, ", got ",
+    // Texts are made only for a refusal: this runs at every call.
+    const auto shape = [&] {
+      std::vector<std::string> names;
+      for (const DimRef& dim : dims) names.push_back(dim.text);
+      return list_text(names);
+    };
+    const auto allowed = [&] {
+      std::string names;
+      for (const at::ScalarType type : dtypes) names += (names.empty() ? "" : "|") + dtype_name(type);
+      return names;
+    };
+    TORCH_CHECK_VALUE(t.dim() == int64_t(dims.size()), op_, ": ", name, " must be ", shape(), ", got ",
                       list_text(t.sizes()));
-    bool known = false;
-    std::string allowed;
-    for (const at::ScalarType type : dtypes) {
-      known = known || type == t.scalar_type();
-      allowed += (allowed.empty() ? "" : "|") + dtype_name(type);
-    }
-    TORCH_CHECK_TYPE(known, op_, ": ", name, " must be ", allowed, ", got ", dtype_name(t.scalar_type()));
+    const bool known = std::find(dtypes.begin(), dtypes.end(), t.scalar_type()) != dtypes.end();
+    TORCH_CHECK_TYPE(known, op_, ": ", name, " must be ", allowed(), ", got ", dtype_name(t.scalar_type()));
     if (!device_) {
       device_ = t.device();
       first_ = name;
@@ -100,13 +105,14 @@ class Checker {
       const int64_t size = t.size(i);
       if (dim.letter && dim.letter->size < 0) {
         dim.letter->size = size;
-        dim.letter->from = std::string(name) + ".size(" + std::to_string(i) + ")";
+        dim.letter->from = name;
+        dim.letter->from_dim = i;
       } else if (dim.letter) {
-        TORCH_CHECK_VALUE(dim.letter->size == size, op_, ": ", name, " must be ", shape, " with ", dim.text,
-                          "=", dim.letter->size, " (from ", dim.letter->from, "), got ",
-                          list_text(t.sizes()));
+        TORCH_CHECK_VALUE(dim.letter->size == size, op_, ": ", name, " must be ", shape(), " with ", dim.text,
+                          "=", dim.letter->size, " (from ", dim.letter->from, ".size(", dim.letter->from_dim,
+                          ")), got ", list_text(t.sizes()));
       } else {
-        TORCH_CHECK_VALUE(dim.value == size, op_, ": ", name, " must be ", shape, " with ", dim.text, "=",
+        TORCH_CHECK_VALUE(dim.value == size, op_, ": ", name, " must be ", shape(), " with ", dim.text, "=",
                           dim.value, ", got ", list_text(t.sizes()));
       }
       ++i;
@@ -122,7 +128,7 @@ class Checker {
  private:
   const char* op_;
   std::optional<at::Device> device_;
-  std::string first_;
+  const char* first_ = "";
 };
 
 inline DType to_dtype(at::ScalarType type) {
