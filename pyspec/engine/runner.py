@@ -32,6 +32,8 @@ class Runner:
     ) -> None:
         self._executor, self._batch, self._scheduler = executor, batch, scheduler
         self._speculator, self._eos = speculator, eos
+        self._sampled: list[Request] = []
+        self._sampling: tuple[Tensor, ...] = ()
 
     def step(self) -> list[Request]:
         """Advance every running request by one step; return those that emitted tokens (finished ones are released)."""
@@ -49,6 +51,7 @@ class Runner:
             if work.request.finish_reason:
                 work.request.finished = time.perf_counter()
                 self._scheduler.release(work.request)
+                self._sampled = []  # hold on to nothing of it
         return [work.request for work in emitting]
 
     def _plan(self) -> tuple[list[Work], dict[Request, Proposal]]:
@@ -61,13 +64,19 @@ class Runner:
 
     def _verify(self, works: list[Work], proposals: dict[Request, Proposal]) -> None:
         """Pick tokens along each tree, commit the accepted paths' KV and hand the tokens to the requests."""
-        arguments = _verify_arguments(works)
+        requests = [work.request for work in works]
+        if requests != self._sampled:  # the same requests as in the last step have the same parameters
+            self._sampled, self._sampling = requests, _sampling_arguments(requests)
         longest = 1 + max((int(w.depths.max()) for w in works if not w.request.in_prefill), default=0)
         wanted = max((work.request.params.logprobs or 0) for work in works)
         path, path_len, emitted, logprobs, top_tokens, top_logprobs = (
             out.numpy()
             for out in ops.verify_tree(
-                self._executor.logits(), *arguments, max_path=longest, num_logprobs=wanted
+                self._executor.logits(),
+                *_tree_arguments(works),
+                *self._sampling,
+                max_path=longest,
+                num_logprobs=wanted,
             )
         )
         self._commit(works, path, path_len)
@@ -108,8 +117,8 @@ class Runner:
             self._executor.commit(torch.from_numpy(moves), torch.from_numpy(lengths))
 
 
-def _verify_arguments(works: list[Work]) -> tuple[Tensor, ...]:
-    """tokens, parents, cu_t, position and the sampling arrays of the trees whose logits were computed."""
+def _tree_arguments(works: list[Work]) -> tuple[Tensor, ...]:
+    """tokens, parents, cu_t and root positions of the trees whose logits were computed."""
     tokens, parents, cu_t, position = [], [], [0], []
     for work in works:
         n = work.logit_rows
@@ -118,12 +127,18 @@ def _verify_arguments(works: list[Work]) -> tuple[Tensor, ...]:
         parents.append(np.array([-1], dtype=np.int32) if prefill else work.parents)
         cu_t.append(cu_t[-1] + n)
         position.append(work.request.kv_len + (len(work.tokens) - 1 if prefill else 0))
-    params = [work.request.params for work in works]
     return (
         torch.from_numpy(np.concatenate(tokens)),
         torch.from_numpy(np.concatenate(parents)),
         torch.tensor(cu_t, dtype=torch.int32),
         torch.tensor(position, dtype=torch.int32),
+    )
+
+
+def _sampling_arguments(requests: list[Request]) -> tuple[Tensor, ...]:
+    """temperature, top_k, top_p, min_p, seed and stream of the requests."""
+    params = [request.params for request in requests]
+    return (
         torch.tensor([p.temperature for p in params], dtype=torch.float32),
         torch.tensor([p.top_k for p in params], dtype=torch.int32),
         torch.tensor([p.top_p for p in params], dtype=torch.float32),
