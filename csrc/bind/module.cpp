@@ -3,6 +3,9 @@
 // chosen, and builds step executors. Pointers come from tensors that the Python side keeps alive
 // (pyspec/engine/compiled.py).
 #include <pybind11/pybind11.h>
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
 
 #include "bind/step_executor.h"
 #include "cpu/isa.h"
@@ -99,6 +102,11 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled kernels of pyspec";
   m.def("cpu_isa", [] { return std::string(pyspec::isa_name(pyspec::active_isa())); });
   m.def("cpu_features", &pyspec::cpu_features);
+  m.def("trim_heap", [] {  // free memory between live blocks goes back to the system
+#if defined(__GLIBC__)
+    malloc_trim(0);
+#endif
+  });
   m.def("num_threads", &pyspec::num_threads);
   m.def("set_num_threads", &pyspec::set_num_threads, py::arg("threads"));
 #if defined(PYSPEC_WITH_CUDA)

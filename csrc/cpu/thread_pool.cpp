@@ -24,7 +24,7 @@ using Clock = std::chrono::steady_clock;
 constexpr auto kSpin = std::chrono::microseconds(15);
 constexpr auto kStall = std::chrono::microseconds(200);  // a straggler later than this was descheduled
 constexpr auto kSolo = std::chrono::milliseconds(10);    // then work alone this long, doubling up to kMaxSolo
-constexpr auto kMaxSolo = std::chrono::milliseconds(500);
+constexpr auto kMaxSolo = std::chrono::milliseconds(100);
 constexpr int kForgive = 5000;  // calls without a stall after which the doubling starts anew
 
 inline void cpu_pause() {

@@ -104,6 +104,7 @@ class CompiledExecutor:
         if names not in self._held:
             self._held[names] = _pack(parts)
             self._release_pages()
+            self._native.trim_heap()  # sources and joined rows leave holes between the packed weights
         if isinstance(first, QuantTensor):
             return self._held[names].data_ptr(), _FORMATS.index(first.format), True
         return self._held[names].data_ptr(), _DTYPES[_compute_dtype(first)], False

@@ -15,7 +15,17 @@ from pyspec.engine.kv_pages import KVCache
 from pyspec.models.program import Program, Ref, Step
 from pyspec.models.quant_formats import QuantTensor, dequantize
 
-Weights = dict[str, Tensor | QuantTensor]  # an executor may take out what it has packed
+
+class Weights(dict[str, Tensor | QuantTensor]):
+    """Weights by canonical name, each loaded when it is first asked for; an executor takes out what it has packed."""
+
+    def __init__(self, load: Callable[[str], Tensor | QuantTensor]) -> None:
+        super().__init__()
+        self._load = load
+
+    def __missing__(self, name: str) -> Tensor | QuantTensor:
+        self[name] = weight = self._load(name)
+        return weight
 
 
 class Executor(Protocol):
@@ -45,7 +55,8 @@ class SpecExecutor:
         self._program, self._cache, self._batch = program, cache, batch
         # f64, as spec.linear computes: widening them at every step would cost ten times the step.
         self._weights = {
-            name: (dequantize(w) if isinstance(w, QuantTensor) else w).double() for name, w in weights.items()
+            name: (dequantize(w) if isinstance(w, QuantTensor) else w).double()
+            for name, w in ((name, weights[name]) for step in program.steps for name in step.weights)
         }
         rows = {"T": batch.max_tokens, "R": batch.max_rows}
         self._buffers = {b.name: torch.zeros(rows[b.rows], b.columns) for b in program.buffers}

@@ -11,7 +11,7 @@ import torch
 
 from pyspec.backends import num_threads
 from pyspec.engine.batch import StepBatch, Work
-from pyspec.engine.executor import make_executor
+from pyspec.engine.executor import Weights, make_executor
 from pyspec.engine.kv_pages import KVCache, PagePool
 from pyspec.engine.request import Completion, Request, StreamChunk
 from pyspec.engine.runner import Runner
@@ -75,6 +75,9 @@ class LLM:
             _check_size(name, value, high)
         self.checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(resolve_model(model))
         self.config = config = self.checkpoint.config
+        self._decoder(
+            needed=False
+        )  # the tokenizer first: what loading it needed for a moment then serves the weights
         self.max_context = min(config.max_position, DEFAULT_CONTEXT) if max_context is None else max_context
         _check_size("max_context", self.max_context, config.max_position)
         width = -(-(self.max_context + max_nodes) // page_size)
@@ -92,8 +95,8 @@ class LLM:
         self._max_nodes = max_nodes
         max_tokens = prefill_chunk + max_batch * max_nodes
         self._batch = StepBatch(max_tokens, max_batch * max_nodes, max_batch, width, page_size)
-        weights = {name: self.checkpoint.weight(name) for name in self.checkpoint.names()}
-        factors = weights.pop("rope_factors", None)
+        weights = Weights(self.checkpoint.weight)
+        factors = weights["rope_factors"] if "rope_factors" in self.checkpoint.names() else None
         assert not isinstance(factors, QuantTensor)  # the loaders check that it is f32
         for layer_type in sorted(set(config.layer_types)):
             weights["rope_" + layer_type] = rope_table(
