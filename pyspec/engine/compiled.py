@@ -14,11 +14,13 @@ from pyspec import backends, ops
 from pyspec.engine.batch import StepBatch
 from pyspec.engine.executor import Weights
 from pyspec.engine.kv_pages import KVCache
+from pyspec.errors import UnsupportedError
 from pyspec.models.program import Program, Ref, Step
 from pyspec.models.quant_formats import QuantTensor
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum DType
 _FORMATS = ("q4_0", "q4_1", "q5_0", "q8_0", "q4_k", "q6_k")  # enum QuantFormat
+MAX_HEAD_DIM = 256  # of tree_attention's kernel
 
 
 class CompiledExecutor:
@@ -46,15 +48,19 @@ class CompiledExecutor:
             table_width=batch.page_table.size(1), **{name: address(name) for name in inputs}
         )
         layers, pages, page_size, kv_heads, head_dim = cache.k.shape
+        if head_dim % 16 or head_dim > MAX_HEAD_DIM:
+            raise UnsupportedError(
+                f"LLM: head_dim must be a multiple of 16 up to {MAX_HEAD_DIM} for the compiled executor, "
+                f"got {head_dim}; executor='spec' runs it"
+            )
         shape = native.CacheShape(
             k=cache.k.data_ptr(), v=cache.v.data_ptr(), layers=layers, pages=pages, page_size=page_size,
             kv_heads=kv_heads, head_dim=head_dim, dtype=_DTYPES[cache.k.dtype], tiled=page_size % 16 == 0,
         )  # fmt: skip
         heads = next(step.attrs["heads"] for step in program.steps if step.op == "tree_attention")
         self._executor = native.StepExecutor(arrays, shape, batch.max_tokens, heads)
-        self._quantized: Ref | None = (
-            None  # whose int8 rows lie in the workspace at this point of the program
-        )
+        # Whose int8 rows lie in the workspace at this point of the program.
+        self._quantized: Ref | None = None
         for step in program.steps:
             getattr(self, "_" + step.op)(step)
             if self._quantized is not None and self._quantized.buffer == step.output.buffer:
@@ -138,9 +144,7 @@ class CompiledExecutor:
                 self._executor.quantize(self._rows(x))
                 self._quantized = x
             self._executor.quant_linear(address, code, self._f32(*biases), self._rows(x), out)
-        for name in (
-            step.weights
-        ):  # packed: the source may go (an embedding is read before a head that is tied to it)
+        for name in step.weights:  # packed: the source may go (a tied embedding was read before its head)
             del self._source[name]
 
     def _rms_norm(self, step: Step) -> None:

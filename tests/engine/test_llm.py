@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 from contract_tests import native
+from tiny import tiny_checkpoint
 
+from pyspec import UnsupportedError
 from pyspec.engine import LLM, SamplingParams
 
 EXECUTOR = "compiled" if native is not None else "spec"
@@ -142,6 +144,15 @@ def test_closing_a_stream_and_errors_free_every_page(llm: LLM, monkeypatch: pyte
 def test_bad_options_are_named(option: str, value: Any, tiny_model: Callable[[str], Path]) -> None:
     with pytest.raises(ValueError, match=rf"^LLM: {option} must be .*, got "):
         LLM(tiny_model("llama"), **{option: value})
+
+
+@pytest.mark.skipif(native is None, reason="pyspec._C is not compiled")
+def test_a_head_that_the_kernels_cannot_compute_is_refused(tmp_path: Path) -> None:
+    tiny_checkpoint("llama", tmp_path / "odd", head_dim=24)
+    with pytest.raises(UnsupportedError, match="head_dim must be a multiple of 16 up to 256 .*, got 24"):
+        LLM(tmp_path / "odd", executor="compiled", max_context=64)
+    llm = LLM(tmp_path / "odd", executor="spec", max_context=64)
+    assert len(llm.generate([[1, 2, 3]], SamplingParams(max_tokens=3, ignore_eos=True))[0].token_ids) == 3
 
 
 def test_unknown_model_is_named() -> None:
