@@ -16,6 +16,9 @@ from pyspec.engine.request import Request
 from pyspec.trees.builders import merge_trees, random_tree
 from pyspec.trees.cost import Calibration, CostTable, choose_sizes
 
+# A tree must promise this much more than plain decoding: the table leaves out drafting and the longer walk.
+MARGIN = 0.1
+
 
 class RequestDraft:
     """The draft of one request: its state, what its predictions have been worth, and whether cost decides."""
@@ -66,6 +69,7 @@ class Speculator:
                 self.table,
                 [r.draft.calibration for r in auto if r.draft is not None],
                 [r.kv_len for r in auto],
+                MARGIN,
             )
             for request, size in zip(auto, sizes, strict=True):
                 proposals[request] = proposals[request].prefix(size)
