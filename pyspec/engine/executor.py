@@ -29,7 +29,7 @@ class Weights(dict[str, Tensor | QuantTensor]):
 
 
 class Executor(Protocol):
-    """Runs the program on the batch's arrays. Buffers are allocated once; nothing is allocated per step beyond them."""
+    """Runs the program on the batch's arrays; buffers are allocated once."""
 
     name: str
 
