@@ -7,6 +7,7 @@ A contract is one argument a line: tensors first, then `*`, then keyword-only sc
     weight    [K]        like x         same dtype as x
     bias?     [K]        f32            may be None
     cache!    [P, S, K]  f32            written in place
+    scale?!   [P, S]     f32            may be None, written in place
     cu_t      [B+1]      i32            arithmetic of bound letters
     *
     eps       float = 1e-6
@@ -30,12 +31,12 @@ LIBRARY = torch.library.Library("pyspec", "FRAGMENT")
 OPS: dict[str, OpSpec] = {}
 
 DTYPES = {
-    "f32": torch.float32, "f64": torch.float64, "bf16": torch.bfloat16, "f16": torch.float16, "i8": torch.int8,
-    "u8": torch.uint8, "i32": torch.int32, "i64": torch.int64, "bool": torch.bool,
+    "f32": torch.float32, "f64": torch.float64, "bf16": torch.bfloat16, "f16": torch.float16,
+    "f8": torch.float8_e4m3fn, "i8": torch.int8, "u8": torch.uint8, "i32": torch.int32, "i64": torch.int64, "bool": torch.bool,
 }  # fmt: skip
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _SCHEMA_TYPES = {"int": "int", "float": "float", "bool": "bool", "str": "str", "dtype": "ScalarType"}
-_TENSOR = re.compile(r"(?P<name>\w+)(?P<flag>[?!]?)\s+\[(?P<dims>[^\]]*)\]\s+(?P<dtype>like \w+|[\w|]+)")
+_TENSOR = re.compile(r"(?P<name>\w+)(?P<optional>\??)(?P<mutated>!?)\s+\[(?P<dims>[^\]]*)\]\s+(?P<dtype>like \w+|[\w|]+)")
 _SCALAR = re.compile(r"(?P<name>\w+)\s+(?P<type>int|float|bool|str|dtype)(?:\s*=\s*(?P<default>\S+))?")
 _OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv}
 
@@ -101,9 +102,8 @@ class OpSpec:
         """The torch.library schema, e.g. `rms_norm(Tensor x, Tensor weight, *, float eps=1e-6) -> Tensor`."""
         parts, alias = [], iter("abcdefgh")
         for term in self.inputs:
-            parts.append(
-                f"Tensor{f'({next(alias)}!)' if term.mutated else '?' if term.optional else ''} {term.name}"
-            )
+            mutated = f"({next(alias)}!)" if term.mutated else ""
+            parts.append(f"Tensor{mutated}{'?' if term.optional else ''} {term.name}")
         if self.scalars:
             parts.append("*")
         for scalar in self.scalars:
@@ -248,7 +248,7 @@ def _parse(contract: str) -> tuple[tuple[Term, ...], tuple[Scalar, ...], tuple[T
             raise ValueError(f"contract: line must be `name [dims] dtypes`, got {line!r}")
         dims = tuple(dim.strip() for dim in match["dims"].split(",") if dim.strip())
         dtypes = (match["dtype"],) if match["dtype"].startswith("like ") else tuple(match["dtype"].split("|"))
-        term = Term(match["name"], dims, dtypes, match["flag"] == "?", match["flag"] == "!")
+        term = Term(match["name"], dims, dtypes, bool(match["optional"]), bool(match["mutated"]))
         if dtypes[0].startswith("like ") and dtypes[0].removeprefix("like ") not in [
             t.name for t in inputs if not t.optional
         ]:

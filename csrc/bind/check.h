@@ -44,6 +44,8 @@ inline std::string dtype_name(at::ScalarType type) {
       return "bf16";
     case at::kHalf:
       return "f16";
+    case at::kFloat8_e4m3fn:
+      return "f8";
     case at::kChar:
       return "i8";
     case at::kByte:
@@ -132,7 +134,18 @@ class Checker {
 };
 
 inline DType to_dtype(at::ScalarType type) {
-  return type == at::kFloat ? DType::kF32 : type == at::kBFloat16 ? DType::kBF16 : DType::kF16;
+  switch (type) {
+    case at::kFloat:
+      return DType::kF32;
+    case at::kBFloat16:
+      return DType::kBF16;
+    case at::kHalf:
+      return DType::kF16;
+    case at::kFloat8_e4m3fn:
+      return DType::kF8;
+    default:
+      return DType::kI8;
+  }
 }
 
 }  // namespace pyspec

@@ -7,9 +7,9 @@
 
 namespace pyspec {
 
-enum class DType : int { kF32, kBF16, kF16 };
+enum class DType : int { kF32, kBF16, kF16, kF8, kI8 };  // kF8: e4m3, without infinities
 
-inline int64_t size_of(DType dtype) { return dtype == DType::kF32 ? 4 : 2; }
+inline int64_t size_of(DType dtype) { return dtype == DType::kF32 ? 4 : dtype < DType::kF8 ? 2 : 1; }
 
 inline float bits_to_f32(uint32_t bits) {
   float x;
