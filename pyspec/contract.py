@@ -36,7 +36,9 @@ DTYPES = {
 }  # fmt: skip
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _SCHEMA_TYPES = {"int": "int", "float": "float", "bool": "bool", "str": "str", "dtype": "ScalarType"}
-_TENSOR = re.compile(r"(?P<name>\w+)(?P<optional>\??)(?P<mutated>!?)\s+\[(?P<dims>[^\]]*)\]\s+(?P<dtype>like \w+|[\w|]+)")
+_TENSOR = re.compile(
+    r"(?P<name>\w+)(?P<optional>\??)(?P<mutated>!?)\s+\[(?P<dims>[^\]]*)\]\s+(?P<dtype>like \w+|[\w|]+)"
+)
 _SCALAR = re.compile(r"(?P<name>\w+)\s+(?P<type>int|float|bool|str|dtype)(?:\s*=\s*(?P<default>\S+))?")
 _OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv}
 
