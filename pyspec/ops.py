@@ -100,6 +100,7 @@ def tile_kv(
 
 def tree_attention(
     q: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, kv_len: Tensor, cu_t: Tensor, parents: Tensor,
+    k_scale: Tensor | None = None, v_scale: Tensor | None = None, sinks: Tensor | None = None,
     *, scale: float, window: int = 0, softcap: float = 0.0, kv_layout: str = "paged", backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Attention of the nodes of B token trees, q [T, H, D], to a paged KV cache [P, S, G, D]; returns out [T, H, D] like q and lse [T, H] f32.
@@ -108,11 +109,13 @@ def tree_attention(
     in the slots behind them. parents [T] i32 is local: -1 for the root, parents[i] < i; -1, 0, 1, ... is a chain. A node sees the committed
     tokens, its ancestors and itself (within `window` positions if > 0). Scores are scaled by `scale`, then capped by softcap * tanh(s / softcap)
     if softcap > 0; lse is the natural logarithm of the sum of their exponentials. `kv_layout` is "paged", or "tiled" (see tile_kv).
+    Pages of f8|i8 have k_scale and v_scale [P, S, G] f32: value = page * scale. sinks [H] f32 are scores that every row of a head has
+    besides, without values.
 
     A row's bits depend on its query and the keys it sees alone. Raises ValueError for unsorted or cyclic parents, offsets, lengths or
     pages out of range, before anything is launched.
     """
-    args = (q, k_pages, v_pages, page_table, kv_len, cu_t, parents)
+    args = (q, k_pages, v_pages, page_table, kv_len, cu_t, parents, k_scale, v_scale, sinks)
     kwargs = {"scale": scale, "window": window, "softcap": softcap, "kv_layout": kv_layout}
     return call(spec.tree_attention, args, kwargs, backend)
 

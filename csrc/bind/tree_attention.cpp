@@ -5,10 +5,9 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
-#include <cmath>
 #include <tuple>
 
-#include "bind/kv_checks.h"
+#include "bind/tree_attention.h"
 #include "cpu/thread_pool.h"
 
 namespace pyspec {
@@ -58,29 +57,26 @@ void check_batch(const Checker& check, const TreeBatch& batch, const int32_t* ta
 std::tuple<at::Tensor, at::Tensor> tree_attention(const at::Tensor& q_, const at::Tensor& k_pages,
                                                   const at::Tensor& v_pages, const at::Tensor& page_table_,
                                                   const at::Tensor& kv_len_, const at::Tensor& cu_t_,
-                                                  const at::Tensor& parents_, double scale, int64_t window,
-                                                  double softcap, c10::string_view kv_layout) {
-  Dim T{"T"}, H{"H"}, D{"D"}, P{"P"}, S{"S"}, G{"G"}, B{"B"}, W{"W"};
+                                                  const at::Tensor& parents_, const OptionalTensor& k_scale,
+                                                  const OptionalTensor& v_scale, const OptionalTensor& sinks,
+                                                  double scale, int64_t window, double softcap,
+                                                  c10::string_view kv_layout) {
+  TreeAttentionArgs args{q_,      k_pages, v_pages, page_table_, kv_len_, cu_t_,   parents_,
+                         k_scale, v_scale, sinks,   scale,       window,  softcap, kv_layout};
   Checker check("tree_attention");
-  check.tensor("q", q_, {T, H, D}, kFloatTypes);
-  check.tensor("k_pages", k_pages, {P, S, G, D}, kFloatTypes);
-  check.tensor("v_pages", v_pages, {P, S, G, D}, {k_pages.scalar_type()});
-  check.tensor("page_table", page_table_, {B, W}, {at::kInt});
-  check.tensor("kv_len", kv_len_, {B}, {at::kInt});
-  check.tensor("cu_t", cu_t_, {{"B+1", B.size + 1}}, {at::kInt});
-  check.tensor("parents", parents_, {T}, {at::kInt});
-  const KvLayout layout = check_layout(check, kv_layout, k_pages);
-  check.value(G.size > 0 && H.size % G.size == 0, "q",
-              "[T, H, D] with H a multiple of G=" + std::to_string(G.size), list_text(q_.sizes()));
-  check.value(scale > 0 && std::isfinite(scale), "scale", "finite and > 0", scale);
-  check.value(window >= 0, "window", ">= 0", window);
-  check.value(softcap >= 0 && std::isfinite(softcap), "softcap", "finite and >= 0", softcap);
+  args.check(check);
+  const auto& [T, H, D, P, S, G, B, W] =
+      std::tie(args.T, args.H, args.D, args.P, args.S, args.G, args.B, args.W);
+  const KvLayout layout = args.layout;
   const at::Tensor page_table = page_table_.contiguous(), kv_len = kv_len_.contiguous(),
                    cu_t = cu_t_.contiguous(), parents = parents_.contiguous();
   const TreeBatch batch{kv_len.const_data_ptr<int32_t>(), cu_t.const_data_ptr<int32_t>(),
                         parents.const_data_ptr<int32_t>(), B.size};
   const int32_t* table = page_table.const_data_ptr<int32_t>();
   check_batch(check, batch, table, T.size, W.size, P.size, S.size, window);
+  TORCH_CHECK_TYPE(!args.quantised(), "tree_attention: k_pages must be f32|bf16|f16 on the CPU, got ",
+                   dtype_name(k_pages.scalar_type()));
+  check.value(!sinks, "sinks", "None on the CPU", list_text(sinks ? sinks->sizes() : at::IntArrayRef()));
   check.value(D.size % 16 == 0 && D.size >= 16 && D.size <= 256, "q",
               "[T, H, D] with D a multiple of 16 up to 256 on the CPU", list_text(q_.sizes()));
 

@@ -6,6 +6,8 @@
     it sees the committed tokens, its ancestors and itself; with a window, only positions > position - window
     s = scale * (q . k);  s = softcap * tanh(s / softcap) if softcap > 0
     out = sum softmax(s) v;  lse = log(sum exp(s)), natural
+    pages of f8|i8: k = page * k_scale and v = page * v_scale, a scale for every slot and KV head
+    sinks: every row of head h also has a score sinks[h], without a value: it joins the softmax's denominator and lse
 
 T nodes, H = G * R query heads over G KV heads (head h reads KV head h // R), D head dim, B requests, P pages of S slots, W columns of
 the page table. `parents` is local to a request: -1 for node 0, parents[i] < i (-1, 0, 1, ... is a chain: plain decode, a prefill
@@ -13,7 +15,8 @@ chunk, a draft chain; at most 1024 nodes otherwise). `kv_layout`: see tile_kv.
 
 Guarantees of the kernels: a row's bits depend on that row's query and the keys it sees alone: not on other nodes, requests, the
 page size or placement, the layout, how a prefill is cut into chunks, threads; a node of a tree equals the same node in a chain and in
-plain decode. What a row does not see is never read into it, even NaN. T = 0 gives empty results.
+plain decode (on GPUs the nodes of a tree that is no chain up to the rounding of the tensor cores' sums: siblings take slots between
+ancestors). What a row does not see is never read into it, even NaN. T = 0 gives empty results.
 """
 
 from __future__ import annotations
@@ -25,17 +28,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyspec.contract import Case, Cost, op
+from pyspec.contract import DTYPE_NAMES, DTYPES, Case, Cost, op
 from pyspec.spec.tile_kv import check_layout, tile_kv
 
 CONTRACT = """
 q            [T, H, D]      f32|bf16|f16
-k_pages      [P, S, G, D]   f32|bf16|f16
+k_pages      [P, S, G, D]   f32|bf16|f16|f8|i8
 v_pages      [P, S, G, D]   like k_pages
 page_table   [B, W]         i32
 kv_len       [B]            i32
 cu_t         [B+1]          i32
 parents      [T]            i32
+k_scale?     [P, S, G]      f32
+v_scale?     [P, S, G]      f32
+sinks?       [H]            f32
 *
 scale        float
 window       int = 0
@@ -45,6 +51,8 @@ kv_layout    str = "paged"
 -> lse       [T, H]         f32
 """
 MAX_TREE = 1024
+QUANTISED = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}  # page types with scales, and their largest value
+CUDA_HEAD_DIMS = (64, 96, 128, 256)
 
 
 def ancestor_words(parents: list[int]) -> Tensor:
@@ -88,7 +96,7 @@ def _page_counts(S: int, kv_len: int, nodes: int, window: int) -> tuple[int, int
 
 
 def cases() -> Iterator[Case]:
-    """Mixed batches of plain decode, chains and trees; every dtype, both layouts, odd page sizes, windows, soft cap."""
+    """Mixed batches of plain decode, chains and trees; every dtype, both layouts, odd page sizes, windows, soft cap, sinks."""
     chain = lambda n: list(range(-1, n - 1))
     tree = [-1, 0, 0, 1, 1, 2, 5, 0]
     table: list[tuple[Any, ...]] = [
@@ -97,6 +105,9 @@ def cases() -> Iterator[Case]:
         ("float16", 4, 4, 80, 48, "f16", "f16", [(33, chain(1)), (100, [-1, 0, 0, 0])], {"kv_layout": "tiled"}),
         ("window", 8, 1, 128, 3, "f32", "bf16", [(70, tree), (20, chain(17))], {"window": 19}),
         ("softcap", 4, 2, 256, 16, "f32", "f32", [(50, tree)], {"softcap": 20.0, "kv_layout": "tiled"}),
+        ("sinks", 6, 2, 64, 5, "bf16", "bf16", [(9, tree), (70, chain(1))], {"sinks": True, "window": 30}),
+        ("float8", 4, 2, 64, 16, "f32", "f8", [(30, tree), (5, chain(3))], {}),
+        ("int8", 6, 2, 128, 3, "bf16", "i8", [(20, chain(4)), (1, tree)], {"softcap": 30.0}),
         ("prefill", 3, 1, 16, 1, "bf16", "bf16", [(0, chain(70))], {}),
         ("empty", 2, 1, 48, 4, "f32", "f16", [(9, []), (3, [])], {}),
         ("nobody", 2, 1, 48, 4, "f32", "f16", [], {}),
@@ -107,33 +118,46 @@ def cases() -> Iterator[Case]:
 
 def make_case(
     name: str, H: int, G: int, D: int, S: int, q_dtype: str, dtype: str, requests: list[tuple[int, list[int]]],
-    *, seed: int = 0, **options: Any,
+    *, seed: int = 0, sinks: bool = False, **options: Any,
 ) -> Case:  # fmt: skip
     """A call over requests of (kv_len, parents), pages in random order, one spare page."""
     g = torch.Generator().manual_seed(seed)
-    types = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
     needed = [-(-(L + len(parents)) // S) for L, parents in requests]
     P, W, T = sum(needed) + 1, max([0, *needed]) + 1, sum(len(parents) for _, parents in requests)
     order = torch.randperm(P, generator=g).int()
     page_table = torch.full((len(requests), W), -1, dtype=torch.int32)  # -1: not used
     for b, count in enumerate(needed):
         page_table[b, :count] = order[sum(needed[:b]) : sum(needed[: b + 1])]
-    q = torch.randn(T, H, D, generator=g).to(types[q_dtype])
-    k_pages, v_pages = torch.randn(2, P, S, G, D, generator=g).to(types[dtype])
+    q = torch.randn(T, H, D, generator=g).to(DTYPES[q_dtype])
+    k_pages, v_pages = torch.randn(2, P, S, G, D, generator=g)
+    k_scale = v_scale = None
+    if DTYPES[dtype] in QUANTISED:
+        (k_pages, k_scale), (v_pages, v_scale) = (_quantised(x, DTYPES[dtype]) for x in (k_pages, v_pages))
+    else:
+        k_pages, v_pages = k_pages.to(DTYPES[dtype]), v_pages.to(DTYPES[dtype])
     if options.get("kv_layout") == "tiled":
         k_pages, v_pages = tile_kv.reference(k_pages, v_pages)
     kv_len = torch.tensor([L for L, _ in requests], dtype=torch.int32)
     cu_t = torch.tensor([0, *(len(parents) for _, parents in requests)]).cumsum(0).int()
     parents = torch.tensor([p for _, parents in requests for p in parents], dtype=torch.int32)
-    scale = 1.0 / math.sqrt(D)
-    return Case(name, (q, k_pages, v_pages, page_table, kv_len, cu_t, parents), {"scale": scale, **options})
+    sink = torch.randn(H, generator=g) if sinks else None
+    args = (q, k_pages, v_pages, page_table, kv_len, cu_t, parents, k_scale, v_scale, sink)
+    return Case(name, args, {"scale": 1.0 / math.sqrt(D), **options})
+
+
+def _quantised(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Pages of f8 or i8 and their scales, as append_kv makes them."""
+    scale = x.abs().amax(-1) / QUANTISED[dtype]
+    y = x / scale[..., None]
+    return (y.round() if dtype == torch.int8 else y).to(dtype), scale
 
 
 def cost(
     sizes: dict[str, int], q: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, kv_len: Tensor,
-    cu_t: Tensor, parents: Tensor, *, scale: float, window: int = 0, softcap: float = 0.0, kv_layout: str = "paged",
+    cu_t: Tensor, parents: Tensor, k_scale: Tensor | None, v_scale: Tensor | None, sinks: Tensor | None,
+    *, scale: float, window: int = 0, softcap: float = 0.0, kv_layout: str = "paged",
 ) -> Cost:  # fmt: skip
-    """K and V of every visible slot read once a request, q read and out written; 4 D operations a (row, visible key)."""
+    """K and V (and scales) of every visible slot read once a request, q read and out written; 4 D operations a (row, visible key)."""
     slots = pairs = 0
     bounds, all_parents = cu_t.tolist(), parents.tolist()
     for b, L in enumerate(kv_len.tolist()):
@@ -141,7 +165,8 @@ def cost(
         if local:
             slots += len(local) + (min(L, window - 1) if window else L)
             pairs += sum(min(L + d + 1, window or L + d + 1) for d in depths(local))
-    kv_bytes = 2 * slots * sizes["G"] * sizes["D"] * k_pages.element_size()
+    row_bytes = sizes["D"] * k_pages.element_size() + (4 if k_scale is not None else 0)
+    kv_bytes = 2 * slots * sizes["G"] * row_bytes
     return Cost(
         bytes=kv_bytes + 2 * q.numel() * q.element_size() + 4 * sizes["T"] * sizes["H"],
         flops=4 * pairs * sizes["H"] * sizes["D"],
@@ -150,7 +175,8 @@ def cost(
 
 def _check(
     sizes: dict[str, int], q: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, kv_len: Tensor,
-    cu_t: Tensor, parents: Tensor, *, scale: float, window: int = 0, softcap: float = 0.0, kv_layout: str = "paged",
+    cu_t: Tensor, parents: Tensor, k_scale: Tensor | None, v_scale: Tensor | None, sinks: Tensor | None,
+    *, scale: float, window: int = 0, softcap: float = 0.0, kv_layout: str = "paged",
 ) -> None:  # fmt: skip
     def require(ok: bool, argument: str, rule: str, got: object) -> None:
         if not ok:
@@ -162,6 +188,11 @@ def _check(
     require(0 < scale < math.inf, "scale", "finite and > 0", f"{scale:g}")
     require(window >= 0, "window", ">= 0", window)
     require(0 <= softcap < math.inf, "softcap", "finite and >= 0", f"{softcap:g}")
+    quantised = k_pages.dtype in QUANTISED
+    for name, tensor in (("k_scale", k_scale), ("v_scale", v_scale)):
+        got = "None" if tensor is None else list(tensor.shape)
+        require((tensor is not None) == quantised, name, "given exactly when pages are f8|i8", got)
+    require(not quantised or kv_layout == "paged", "kv_layout", "paged when pages are f8|i8", kv_layout)
     bounds, lengths, all_parents, table = (
         cu_t.tolist(),
         kv_len.tolist(),
@@ -202,15 +233,34 @@ def _check(
                 require(0 <= table[b][w] < P, "page_table", f"in [0, P={P}) at index [{b}, {w}]", table[b][w])
 
 
-def cpu_limit(sizes: dict[str, int], *args: object, **kwargs: object) -> str | None:
+def cpu_limit(sizes: dict[str, int], *args: Tensor | None, **kwargs: object) -> str | None:
     """Why the CPU kernel cannot run a call, or None."""
-    D = sizes["D"]
+    D, k_pages, sinks = sizes["D"], args[1], args[9]
+    assert k_pages is not None
+    if k_pages.dtype in QUANTISED:
+        return f"k_pages must be f32|bf16|f16, got {DTYPE_NAMES[k_pages.dtype]}"
+    if sinks is not None:
+        return f"sinks must be None, got {list(sinks.shape)}"
     return None if D % 16 == 0 and 16 <= D <= 256 else f"D must be a multiple of 16 up to 256, got {D}"
 
 
-@op(CONTRACT, cases=cases, cost=cost, check=_check, limits={"cpu": cpu_limit})
+def cuda_limit(
+    sizes: dict[str, int], *args: Tensor | None, kv_layout: str = "paged", **kwargs: object
+) -> str | None:
+    """Why the CUDA kernel cannot run a call, or None."""
+    D, k_pages = sizes["D"], args[1]
+    assert k_pages is not None
+    if D not in CUDA_HEAD_DIMS:
+        return f"D must be one of {list(CUDA_HEAD_DIMS)}, got {D}"
+    if k_pages.dtype == torch.float32:
+        return "k_pages must be bf16|f16|f8|i8 (tensor cores take 16 bits), got f32"
+    return None if kv_layout == "paged" else f"kv_layout must be paged, got {kv_layout}"
+
+
+@op(CONTRACT, cases=cases, cost=cost, check=_check, limits={"cpu": cpu_limit, "cuda": cuda_limit})
 def tree_attention(
     q: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, kv_len: Tensor, cu_t: Tensor, parents: Tensor,
+    k_scale: Tensor | None = None, v_scale: Tensor | None = None, sinks: Tensor | None = None,
     *, scale: float, window: int = 0, softcap: float = 0.0, kv_layout: str = "paged",
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     if kv_layout == "tiled":
@@ -227,12 +277,23 @@ def tree_attention(
         first = _page_counts(S, L, len(local), window)[0] * S
         slots = torch.arange(first, L + len(local), device=q.device)
         pages, offsets = page_table[b, slots // S].long(), slots % S
-        k, v = (kv[pages, offsets].to(wide).repeat_interleave(H // G, 1) for kv in (k_pages, v_pages))
+        k, v = (
+            _values(kv, kv_scale, pages, offsets, wide).repeat_interleave(H // G, 1)
+            for kv, kv_scale in ((k_pages, k_scale), (v_pages, v_scale))
+        )
         s = torch.einsum("thd,shd->ths", q[rows].to(wide), k) * scale
         if softcap:
             s = softcap * torch.tanh(s / softcap)
         seen = visible(L, local, window)[:, first:].to(q.device)
         s = s.masked_fill(~seen[:, None], -math.inf)
+        if sinks is not None:
+            s = torch.cat([s, sinks.to(wide).expand(len(local), H)[..., None]], -1)
         lse[rows] = torch.logsumexp(s, -1)
-        out[rows] = torch.einsum("ths,shd->thd", s.softmax(-1), v).to(q.dtype)
+        out[rows] = torch.einsum("ths,shd->thd", s.softmax(-1)[..., : len(slots)], v).to(q.dtype)
     return out, lse
+
+
+def _values(pages: Tensor, scale: Tensor | None, page: Tensor, offset: Tensor, wide: torch.dtype) -> Tensor:
+    """K or V of slots [s, G, D]."""
+    values = pages[page, offset].to(wide)
+    return values if scale is None else values * scale[page, offset].to(wide)[..., None]

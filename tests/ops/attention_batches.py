@@ -76,8 +76,8 @@ def make_request(
 
 def call_args(
     requests: list[Request], S: int = 16, layout: str = "paged", seed: int = 0
-) -> tuple[list[Tensor], dict[str, Any]]:
-    """Tensors for tree_attention: pages in random order, NaN in every slot that is not written."""
+) -> tuple[list[Any], dict[str, Any]]:
+    """Arguments of tree_attention: pages in random order, NaN in every slot that is not written."""
     g = torch.Generator().manual_seed(seed)
     counts = [-(-len(request.k) // S) for request in requests]
     P, W = sum(counts) + 2, max(counts) + 1
@@ -97,7 +97,10 @@ def call_args(
     cu_t = torch.tensor([0, *(len(request.parents) for request in requests)]).cumsum(0).int()
     parents = torch.tensor([p for request in requests for p in request.parents], dtype=torch.int32)
     q = torch.cat([request.q for request in requests])
-    return [q, k_pages, v_pages, table, kv_len, cu_t, parents], {"scale": D**-0.5, "kv_layout": layout}
+    return [q, k_pages, v_pages, table, kv_len, cu_t, parents, None, None, None], {
+        "scale": D**-0.5,
+        "kv_layout": layout,
+    }
 
 
 def attend(

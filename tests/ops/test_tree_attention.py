@@ -15,10 +15,15 @@ from torch import Tensor
 import pyspec
 from pyspec import spec
 from pyspec.contract import Case
-from pyspec.spec.tree_attention import ancestor_words, make_case, visible
+from pyspec.spec.tree_attention import ancestor_words, cpu_limit, make_case, visible
 
 native = torch.ops.pyspec.tree_attention
 TREE = [-1, 0, 0, 1, 1, 2, 5, 0]
+CPU_CASES = [
+    case
+    for case in spec.tree_attention.cases()
+    if cpu_limit(spec.tree_attention.bind(case.args), *case.args) is None
+]
 
 
 def check_error(args: list[Any], kwargs: dict[str, Any]) -> None:
@@ -26,7 +31,8 @@ def check_error(args: list[Any], kwargs: dict[str, Any]) -> None:
     if kwargs.get("kv_layout") == "tiled":
         args[1:3] = spec.tile_kv.reference(args[1], args[2], inverse=True)
     exact = spec.tree_attention.reference(
-        *(a.double() if a.is_floating_point() else a for a in args), **{**kwargs, "kv_layout": "paged"}
+        *(a.double() if a is not None and a.is_floating_point() else a for a in args),
+        **{**kwargs, "kv_layout": "paged"},
     )
     low = spec.tree_attention.reference(*args, **{**kwargs, "kv_layout": "paged"})
     if kwargs.get("kv_layout") == "tiled":
@@ -40,7 +46,7 @@ def check_error(args: list[Any], kwargs: dict[str, Any]) -> None:
 
 
 @needs_native
-@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in spec.tree_attention.cases()])
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in CPU_CASES])
 def test_error_at_most_twice_that_of_the_reference(case: Case) -> None:
     check_error(copies(case), dict(case.kwargs))
 
@@ -129,7 +135,7 @@ def test_strided_caches_are_read_in_place_or_copied() -> None:
 
 def edit(i: int, value: Any) -> Any:
     def change(args: list[Any], kwargs: dict[str, Any]) -> None:
-        args[i] = value(args[i].clone())
+        args[i] = value(None if args[i] is None else args[i].clone())
 
     return change
 
@@ -157,6 +163,8 @@ BAD = {
     "scale must be finite and > 0, got -0.125": option(scale=-0.125),
     "window must be >= 0, got -1": option(window=-1),
     "softcap must be finite and >= 0, got -2.5": option(softcap=-2.5),
+    "k_scale must be given exactly when pages are f8|i8, got [14, 5, 2]": edit(7, lambda _: torch.ones(14, 5, 2)),
+    "v_scale must be given exactly when pages are f8|i8, got [14, 5, 2]": edit(8, lambda _: torch.ones(14, 5, 2)),
     "cu_t must be 0 at index 0, got 1": edit(5, put((0, 1))),
     "cu_t must be at least 8 (cu_t never decreases) at index 2, got 7": edit(5, put((2, 7))),
     "cu_t must be T=12 at index 3, got 13": edit(5, put((3, 13))),
@@ -224,7 +232,67 @@ def test_requests_without_nodes() -> None:
 @needs_native
 def test_the_arguments_are_left_alone() -> None:
     args, kwargs = mixed()
-    before = [a.clone() for a in args]
+    before = copies(Case("", tuple(args)))
     native(*args, **kwargs)
     for a, b in zip(args, before, strict=True):
-        assert torch.equal(a, b)
+        assert a is b is None or torch.equal(a, b)
+
+
+def quantised(dtype: str, **options: Any) -> Case:
+    return make_case("", 4, 2, 32, 5, "f32", dtype, [(11, TREE), (4, chain(3))], **options)
+
+
+@pytest.mark.parametrize("dtype", ["f8", "i8"])
+def test_quantised_pages_are_their_values_times_scales(dtype: str) -> None:
+    case = quantised(dtype)
+    args = copies(case)
+    want = spec.tree_attention.run(*args, **case.kwargs)
+    for pages, scale in ((1, 7), (2, 8)):
+        args[pages], args[scale] = args[pages].float() * args[scale][..., None], None
+    got = spec.tree_attention.run(*args, **case.kwargs)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_a_sink_is_one_more_score_without_a_value() -> None:
+    case = make_case("", 4, 2, 32, 5, "f32", "f32", [(11, TREE)])
+    out, lse = spec.tree_attention.run(*case.args, **case.kwargs)
+    sinks = torch.tensor([-1.0, 0.5, 3.0, -torch.inf])
+    got, got_lse = spec.tree_attention.run(*case.args[:9], sinks, **case.kwargs)
+    torch.testing.assert_close(got_lse, torch.logaddexp(lse, sinks.expand_as(lse)))
+    torch.testing.assert_close(got, out * (lse - got_lse).exp()[..., None])
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (quantised("f8"), TypeError, "k_pages must be f32|bf16|f16 on the CPU, got f8"),
+        (quantised("i8"), TypeError, "k_pages must be f32|bf16|f16 on the CPU, got i8"),
+        (make_case("", 4, 2, 32, 5, "f32", "f32", [(3, TREE)], sinks=True), ValueError, "sinks must be None on the CPU, got [4]"),
+    ],
+)  # fmt: skip
+def test_what_the_cpu_cannot_do_is_refused(call: Case, error: type, message: str) -> None:
+    assert error_of(lambda: native(*call.args, **call.kwargs)) == (error, f"tree_attention: {message}")
+    with pytest.raises(pyspec.UnsupportedError, match="cpu: (k_pages|sinks) must be"):
+        pyspec.ops.tree_attention(*call.args, **call.kwargs, backend="cpu")
+
+
+@pytest.mark.parametrize(("i", "name"), [(7, "k_scale"), (8, "v_scale")])
+def test_quantised_pages_have_scales_of_their_shape_and_the_paged_layout(i: int, name: str) -> None:
+    case = quantised("i8")
+    shape = list(case.args[i].shape)
+    calls = {
+        f"{name} must be [P, S, G] with G=2 (from k_pages.size(2)), got {shape[:2] + [1]}": case.args[i][
+            ..., :1
+        ],
+        f"{name} must be given exactly when pages are f8|i8, got None": None,
+    }
+    for message, value in calls.items():
+        args = copies(case)
+        args[i] = value
+        for run in (spec.tree_attention.run, native):
+            assert error_of(lambda: run(*args, **case.kwargs)) == (ValueError, f"tree_attention: {message}")  # noqa: B023
+    case = make_case("", 4, 2, 32, 16, "f32", "f8", [(3, TREE)])
+    want = (ValueError, "tree_attention: kv_layout must be paged when pages are f8|i8, got tiled")
+    for run in (spec.tree_attention.run, native):
+        assert error_of(lambda: run(*case.args, **{**case.kwargs, "kv_layout": "tiled"})) == want  # noqa: B023
