@@ -1,26 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which backends are there, why others are not, and which one would run a call."""
+"""Which backends are there, why others are not, and which one would run a call.
+
+"cuda" and "cpu" are the compiled kernels, "triton" those of pyspec.kernels, "spec" the specification. "cuda-emulated" and
+"triton-emulated" run the sources of the first and the second on CPU tensors, where a test has registered an emulator.
+"""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache, partial
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyspec import env
-from pyspec.contract import OPS, OpSpec
+from pyspec.contract import LIBRARY, OPS, OpSpec
 from pyspec.errors import UnsupportedError
+
+BACKENDS = ("cuda", "triton", "cpu", "spec")  # in the order of preference
+EMULATED = ("cuda-emulated", "triton-emulated")  # never chosen, only named
+KERNEL_FILES = {"add_rms_norm": "rms_norm", "gelu_mul": "silu_mul"}  # Triton kernels that share a file
+# Tensors whose values a contract's check may read: indices, lengths and masks of any rank, parameters that are vectors.
+_INDICES = (torch.int32, torch.int64, torch.bool)
 
 native: Any = None  # the module pyspec._C once loaded
 _native_missing = ""  # why it is not
+_emulators: dict[str, tuple[Callable[..., Any], Callable[[str], str]]] = {}
+_on_cuda_by_triton: set[str] = set()  # ops whose kernel on CUDA tensors is Triton's
 
 
 def load_native() -> None:
-    """Load the compiled kernels, which registers them with torch; remember the reason if that is not possible."""
+    """Load the compiled kernels, which registers them with torch; remember the reason if that is not possible.
+
+    On CUDA tensors, an op without a compiled kernel is then its Triton kernel, if there is one.
+    """
     global native, _native_missing
     if env.disable_extensions():
         _native_missing = "PYSPEC_SPEC_ONLY=1 is set"
@@ -30,6 +48,22 @@ def load_native() -> None:
         native.cpu_isa()
     except ImportError as error:
         _native_missing = f"pyspec._C is not compiled or not loadable: {error}"
+    for op in OPS:
+        if not _has_kernel(op, "CUDA") and not _triton_missing(op):
+            LIBRARY.impl(op, partial(_run_triton, op), "CUDA")
+            _on_cuda_by_triton.add(op)
+
+
+def register_emulator(
+    backend: str, call: Callable[..., Any], missing: Callable[[str], str] = lambda op: ""
+) -> None:
+    """Make `call(op, *args, **kwargs)` the emulated backend of that name, for CPU tensors.
+
+    missing(op) says why the emulator has no such op, empty if it has.
+    """
+    if backend not in EMULATED:
+        raise ValueError(f"register_emulator: backend must be {'|'.join(EMULATED)}, got {backend!r}")
+    _emulators[backend] = call, missing
 
 
 @dataclass(frozen=True)
@@ -74,58 +108,135 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
     """
     if op not in OPS:
         raise ValueError(f"explain: op must be one of {'|'.join(sorted(OPS))}, got {op!r}")
-    spec = OPS[op]
-    sizes = spec.bind(args)
-    device = next(arg.device.type for arg in args if isinstance(arg, Tensor))
+    return _explain(OPS[op], OPS[op].bind(args), args, kwargs)
+
+
+def _explain(
+    spec: OpSpec, sizes: dict[str, int], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Explanation:
     options = tuple(
-        Option(backend, reason(spec, device, sizes, args, kwargs))
-        for backend, reason in (("cuda", _cuda_reason), ("triton", _triton_reason), ("cpu", _cpu_reason))
-    ) + (Option("spec", ""),)
-    return Explanation(op, next(o.backend for o in options if not o.reason), options)
+        Option(backend, why_not(backend, spec, sizes, args, kwargs)) for backend in BACKENDS + EMULATED
+    )
+    return Explanation(spec.name, next(o.backend for o in options if not o.reason), options)
 
 
 def call(spec: OpSpec, args: tuple[Any, ...], kwargs: dict[str, Any], backend: str | None) -> Any:
-    """Run an op through torch's dispatcher, or on one named backend, or refuse with every backend's reason."""
-    if backend is None:
+    """Run an op through torch's dispatcher, or on one named backend, or refuse with every backend's reason.
+
+    Wherever the kernel cannot check values itself (CUDA, Triton), the specification checks them first.
+    """
+    on_cuda = any(isinstance(arg, Tensor) and arg.is_cuda for arg in args)
+    if backend is None and not on_cuda:
         return getattr(torch.ops.pyspec, spec.name)(*args, **kwargs)
     if backend == "spec":
         return spec.run(*args, **kwargs)
-    explanation = explain(spec.name, *args, **kwargs)
-    for option in explanation.options:
-        if option.backend == backend and not option.reason:
-            return getattr(torch.ops.pyspec, spec.name)(*args, **kwargs)
-    raise UnsupportedError(f"{spec.name}: backend {backend!r} cannot run this call\n{explanation}")
+    sizes = spec.bind(args, kwargs)
+    explanation = _explain(spec, sizes, args, kwargs)
+    backend = explanation.chosen if backend is None else backend
+    if not any(option.backend == backend and not option.reason for option in explanation.options):
+        raise UnsupportedError(f"{spec.name}: backend {backend!r} cannot run this call\n{explanation}")
+    if backend != "cpu":
+        check_values(spec, sizes, args, kwargs)
+    return kernel(spec.name, backend)(*args, **kwargs)
 
 
-def _has_kernel(op: str, key: str) -> bool:
-    return torch._C._dispatch_has_kernel_for_dispatch_key(f"pyspec::{op}", key)
+def kernel(op: str, backend: str) -> Callable[..., Any]:
+    """The op on one backend as a function of its arguments, without checks of values and without a synchronisation."""
+    if backend == "spec":
+        return OPS[op].reference
+    if backend == "triton" and op not in _on_cuda_by_triton:
+        return partial(_run_triton, op)
+    if backend in EMULATED:
+        return partial(_emulators[backend][0], op)
+    return getattr(torch.ops.pyspec, op).default
 
 
-def _cpu_reason(spec: OpSpec, device: str, sizes: dict[str, int], args: tuple, kwargs: dict) -> str:
-    if native is None:
-        return _native_missing or "the package is not initialised"
-    if not _has_kernel(spec.name, "CPU"):
-        return "no CPU kernel of this op is compiled"
-    if device != "cpu":
+def check_values(spec: OpSpec, sizes: dict[str, int], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """The specification's check of values, on host copies; not while a CUDA graph is captured, which nothing may read."""
+    on_cuda = any(isinstance(arg, Tensor) and arg.is_cuda for arg in args)
+    if spec.check is None or (on_cuda and torch.cuda.is_current_stream_capturing()):
+        return
+    spec.check(sizes, *(_on_host(arg) for arg in args), **kwargs)
+
+
+def _on_host(arg: Any) -> Any:
+    small = isinstance(arg, Tensor) and (
+        arg.dtype in _INDICES or (arg.dim() == 1 and arg.is_floating_point())
+    )
+    return arg.cpu() if small else arg
+
+
+def why_not(
+    backend: str, spec: OpSpec, sizes: dict[str, int], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> str:
+    """Why this backend cannot run this call; empty if it can."""
+    if backend == "spec":
+        return ""
+    missing = _MISSING[backend](spec.name) if backend in _MISSING else _emulator_missing(backend, spec.name)
+    if missing:
+        return missing
+    device = next(arg.device.type for arg in args if isinstance(arg, Tensor))
+    if device != ("cuda" if backend in ("cuda", "triton") else "cpu"):
         return f"tensors are on {device}"
-    limit = spec.limits.get("cpu")
+    kind = backend.removesuffix("-emulated")
+    limit = _triton_limit(spec.name) if kind == "triton" else spec.limits.get(kind)
     return (limit(sizes, *args, **kwargs) or "") if limit else ""
 
 
-def _cuda_reason(spec: OpSpec, device: str, sizes: dict[str, int], args: tuple, kwargs: dict) -> str:
+def _has_kernel(op: str, key: str) -> bool:
+    """Whether a compiled kernel is registered under this dispatch key."""
+    return op not in _on_cuda_by_triton and torch._C._dispatch_has_kernel_for_dispatch_key(
+        f"pyspec::{op}", key
+    )
+
+
+def _cpu_missing(op: str) -> str:
+    if native is None:
+        return _native_missing or "the package is not initialised"
+    return "" if _has_kernel(op, "CPU") else "no CPU kernel of this op is compiled"
+
+
+def _cuda_missing(op: str) -> str:
     if native is None or not native.with_cuda:
         return "this build has no CUDA kernels" if native is not None else _native_missing
-    if not _has_kernel(spec.name, "CUDA"):
-        return "no CUDA kernel of this op is compiled"
-    return "" if device == "cuda" else f"tensors are on {device}"
+    return "" if _has_kernel(op, "CUDA") else "no CUDA kernel of this op is compiled"
 
 
-def _triton_reason(spec: OpSpec, device: str, sizes: dict[str, int], args: tuple, kwargs: dict) -> str:
-    kernels = importlib.util.find_spec(
-        "pyspec.kernels"
-    )  # absent when run from a source tree that is not installed
-    if kernels is None or importlib.util.find_spec(f"pyspec.kernels.{spec.name}") is None:
+@lru_cache
+def _triton_missing(op: str) -> str:
+    if importlib.util.find_spec("pyspec.kernels") is None:
+        return "pyspec.kernels is not there: the package runs from a source tree that is not installed"
+    if importlib.util.find_spec(f"pyspec.kernels.{KERNEL_FILES.get(op, op)}") is None:
         return "no Triton kernel of this op exists"
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed"
-    return "" if device == "cuda" else f"tensors are on {device}"
+    return "" if importlib.util.find_spec("triton") else "triton is not installed"
+
+
+_MISSING: dict[str, Callable[[str], str]] = {
+    "cuda": _cuda_missing,
+    "triton": _triton_missing,
+    "cpu": _cpu_missing,
+}
+
+
+def _emulator_missing(backend: str, op: str) -> str:
+    if backend not in _emulators:
+        return "no emulator is registered (tests do)" if backend in EMULATED else "there is no such backend"
+    return (_triton_missing(op) if backend == "triton-emulated" else "") or _emulators[backend][1](op)
+
+
+def _triton_module(op: str) -> ModuleType:
+    return importlib.import_module(f"pyspec.kernels.{KERNEL_FILES.get(op, op)}")
+
+
+def _triton_limit(op: str) -> Callable[..., str | None] | None:
+    return getattr(_triton_module(op), "limit", None)
+
+
+def _run_triton(op: str, *args: Any, **kwargs: Any) -> Any:
+    """The Triton kernel behind shapes, dtypes and limits, which it does not check itself."""
+    spec = OPS[op]
+    args += (None,) * (len(spec.inputs) - len(args))
+    sizes, limit = spec.bind(args, kwargs), _triton_limit(op)
+    if limit and (reason := limit(sizes, *args, **kwargs)):
+        raise UnsupportedError(f"{op}: backend 'triton' cannot run this call: {reason}")
+    return getattr(_triton_module(op), op)(*args, **kwargs)

@@ -3,6 +3,10 @@
 
 Every function takes `backend=None` (the best that can run the call) or a name ("cpu", "cuda", "triton", "spec"), which is
 refused with every backend's reason if it cannot. Bad arguments raise ValueError or TypeError before anything runs.
+
+GPU kernels cannot raise for a bad value: for CUDA tensors these functions copy indices, lengths and parameters to the host and
+check them there first, which waits for the GPU. While a CUDA graph is captured they check shapes and dtypes alone, and so do
+`torch.ops.pyspec.*` and the plans of pyspec.plans at every run.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ __all__ = [
     "quant_linear",
     "quantize_activations",
     "rms_norm",
+    "rms_norm_quantize",
     "rope",
     "sample",
     "silu_mul",
@@ -51,6 +56,16 @@ def add_rms_norm(
     return call(spec.add_rms_norm, (residual, delta, weight), {"eps": eps}, backend)
 
 
+def rms_norm_quantize(
+    x: Tensor, weight: Tensor, residual: Tensor | None = None, *, eps: float = 1e-6, backend: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """rms_norm of x [M, K] f32 as int8 rows [M, K] and scales [M] f32 (max |row| / 127) for w8a8_linear.
+
+    With residual [M, K] f32: residual += x in place, and the sum is normalised.
+    """
+    return call(spec.rms_norm_quantize, (x, weight, residual), {"eps": eps}, backend)
+
+
 def rope(
     x: Tensor, positions: Tensor, rope_table: Tensor, *, interleaved: bool = False, backend: str | None = None
 ) -> Tensor:
@@ -64,28 +79,31 @@ def rope(
 
 def append_kv(
     k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tensor, positions: Tensor, rope_table: Tensor | None = None,
+    k_scale: Tensor | None = None, v_scale: Tensor | None = None,
     *, interleaved: bool = False, kv_layout: str = "paged", backend: str | None = None,
 ) -> None:  # fmt: skip
-    """RoPE on k [T, G, D] f32 (if a table is given), and k and v written to slots [T] i64 of the pages [P, S, G, D] in place.
+    """RoPE on k [T, G, D] (if a table is given), and k and v written to slots [T] i64 of the pages [P, S, G, D] in place.
 
-    A slot is page * S + offset; slots must differ. Raises ValueError, before anything is written, for a slot or position out of range.
+    A slot is page * S + offset; slots must differ. Pages of f8|i8 get a scale per token and KV head in k_scale and v_scale [P, S, G]
+    f32: value = page * scale. Raises ValueError, before anything is written, for a slot or position out of range.
     """
-    args = (k, v, k_pages, v_pages, slots, positions, rope_table)
+    args = (k, v, k_pages, v_pages, slots, positions, rope_table, k_scale, v_scale)
     call(spec.append_kv, args, {"interleaved": interleaved, "kv_layout": kv_layout}, backend)
 
 
 def commit_kv(
     k_pages: Tensor, v_pages: Tensor, page_table: Tensor, kv_len: Tensor, path: Tensor, path_len: Tensor,
+    k_scale: Tensor | None = None, v_scale: Tensor | None = None,
     *, kv_layout: str = "paged", backend: str | None = None,
 ) -> None:  # fmt: skip
-    """Move the KV of the accepted nodes path[b, :path_len[b]] behind the kv_len[b] committed tokens, in place.
+    """Move the KV (and scales of f8|i8) of the accepted nodes path[b, :path_len[b]] behind the kv_len[b] committed tokens, in place.
 
     path [B, E] i32 strictly increasing, page_table [B, W] i32, kv_len and path_len [B] i32. Raises ValueError, before
     anything is moved, for a path that does not increase or leaves the table.
     """
     call(
         spec.commit_kv,
-        (k_pages, v_pages, page_table, kv_len, path, path_len),
+        (k_pages, v_pages, page_table, kv_len, path, path_len, k_scale, v_scale),
         {"kv_layout": kv_layout},
         backend,
     )
