@@ -20,8 +20,10 @@ from pyspec.backends import call
 __all__ = [
     "add_rms_norm",
     "append_kv",
+    "build_tree",
     "commit_kv",
     "embedding",
+    "fp8_linear",
     "gelu_mul",
     "linear",
     "linear_packed",
@@ -57,7 +59,12 @@ def add_rms_norm(
 
 
 def rms_norm_quantize(
-    x: Tensor, weight: Tensor, residual: Tensor | None = None, *, eps: float = 1e-6, backend: str | None = None
+    x: Tensor,
+    weight: Tensor,
+    residual: Tensor | None = None,
+    *,
+    eps: float = 1e-6,
+    backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """rms_norm of x [M, K] f32 as int8 rows [M, K] and scales [M] f32 (max |row| / 127) for w8a8_linear.
 
@@ -189,9 +196,35 @@ def verify_tree(
     return call(spec.verify_tree, args, {"max_path": max_path, "num_logprobs": num_logprobs}, backend)
 
 
+def build_tree(
+    logits: Tensor, node_score: Tensor, cu_t: Tensor, position: Tensor, temperature: Tensor, seed: Tensor, stream: Tensor,
+    *, width: int, rule: str = "shared_noise", backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Grow B token trees by one level: the `width` best children of each request's frontier nodes.
+
+    logits [T, V] f32 (the draft's row of each frontier node), node_score [T] f32 (log of its path's probability; -inf: not a node),
+    cu_t [B+1] i32, position [B] i32 (absolute position of the tokens drawn here), temperature [B] f32, seed [B] i64, stream [B] i32
+    as in `sample`. `rule` is "deterministic" (a child's score: its node's + log q) or "shared_noise" (+ log softmax(log q + noise),
+    which the verification's noise makes likelier to be right). Returns token, parent (index in the request's frontier) [B, width]
+    i32 and score [B, width] f32, best first; -1, -1, -inf where there are fewer. The scores, flat, are the next level's node_score.
+    """
+    args = (logits, node_score, cu_t, position, temperature, seed, stream)
+    return call(spec.build_tree, args, {"width": width, "rule": rule}, backend)
+
+
 def embedding(ids: Tensor, weight: Tensor, *, scale: float = 1.0, backend: str | None = None) -> Tensor:
     """Rows ids [T] i32 of weight [V, K] f32|bf16|f16, widened and times scale; returns [T, K] f32."""
     return call(spec.embedding, (ids, weight), {"scale": scale}, backend)
+
+
+def fp8_linear(
+    x: Tensor, weight: Tensor, scale: Tensor, *, granularity: str = "channel", backend: str | None = None
+) -> Tensor:
+    """x [M, K] f32|bf16 times weight [N, K] f8 (e4m3) and its scales, f32; returns [M, N] f32.
+
+    granularity "tensor": scale [1, 1]; "channel": [N, 1]; "block" of 128 channels and 128 k: [N/128, K/128] rounded up.
+    """
+    return call(spec.fp8_linear, (x, weight, scale), {"granularity": granularity}, backend)
 
 
 def gelu_mul(gate_up: Tensor, *, backend: str | None = None) -> Tensor:

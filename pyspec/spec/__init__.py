@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from pyspec.spec.add_rms_norm import add_rms_norm
 from pyspec.spec.append_kv import append_kv
+from pyspec.spec.build_tree import build_tree
 from pyspec.spec.commit_kv import commit_kv
 from pyspec.spec.embedding import embedding
+from pyspec.spec.fp8_linear import fp8_linear
 from pyspec.spec.gelu_mul import gelu_mul
 from pyspec.spec.linear import linear
 from pyspec.spec.linear_packed import linear_packed
@@ -16,6 +18,7 @@ from pyspec.spec.quant_embedding import quant_embedding
 from pyspec.spec.quant_linear import quant_linear
 from pyspec.spec.quantize_activations import quantize_activations
 from pyspec.spec.rms_norm import rms_norm
+from pyspec.spec.rms_norm_quantize import rms_norm_quantize
 from pyspec.spec.rope import rope
 from pyspec.spec.sample import sample
 from pyspec.spec.silu_mul import silu_mul
@@ -29,8 +32,10 @@ from pyspec.spec.w8a8_linear import w8a8_linear
 __all__ = [
     "add_rms_norm",
     "append_kv",
+    "build_tree",
     "commit_kv",
     "embedding",
+    "fp8_linear",
     "gelu_mul",
     "linear",
     "linear_packed",
@@ -40,6 +45,7 @@ __all__ = [
     "quant_linear",
     "quantize_activations",
     "rms_norm",
+    "rms_norm_quantize",
     "rope",
     "sample",
     "silu_mul",

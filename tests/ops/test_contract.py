@@ -33,7 +33,10 @@ def test_compiled_refuses_alike(name: str, args: list[Any], kwargs: dict[str, An
 @pytest.mark.parametrize("name", sorted(OPS))
 def test_opcheck(name: str) -> None:
     case = first_case(OPS[name])
-    torch.library.opcheck(op_call(name).default, tuple(copies(case)), case.kwargs)
+    checks = ["test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic"]
+    if any(isinstance(arg, Tensor) and arg.dtype == torch.float8_e4m3fn for arg in case.args):
+        checks.remove("test_schema")  # torch's own comparison of arguments cannot multiply f8
+    torch.library.opcheck(op_call(name).default, tuple(copies(case)), case.kwargs, test_utils=checks)
 
 
 @needs_native
