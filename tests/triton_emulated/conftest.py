@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings of the Triton tests: one of the two emulations must be on, and outputs are poisoned with NaN."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from emulation import INTERPRETED, UNDER_TTSEM
+
+torch.set_num_threads(1)  # the tensors are tiny
+torch.utils.deterministic.fill_uninitialized_memory = True
+torch.use_deterministic_algorithms(True, warn_only=True)
+
+if INTERPRETED:
+    import interpreter
+
+    interpreter.repair()
+
+
+def pytest_collection_modifyitems() -> None:
+    if INTERPRETED == UNDER_TTSEM:
+        raise pytest.UsageError(
+            "tests/triton_emulated must be run by `python -m ttsem.sanitize pytest tests/triton_emulated` "
+            "or by `TRITON_INTERPRET=1 python -m pytest tests/triton_emulated`"
+        )

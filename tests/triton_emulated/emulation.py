@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two ways in which Triton kernels run here, and what tests need to know of them.
+
+ttsem:        `python -m ttsem.sanitize pytest tests/triton_emulated` runs the compiled IR on CPU tensors; accesses out of bounds and
+              races between programs raise KernelFault at the kernel's line
+interpreter:  `TRITON_INTERPRET=1 python -m pytest tests/triton_emulated` runs the Python source in numpy, repaired by interpreter.py
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyspec.contract import OPS, Case
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+KERNEL_FAULT = getattr(
+    sys.modules["__main__"], "KernelFault", None
+)  # `python -m` runs ttsem.sanitize as __main__
+UNDER_TTSEM = KERNEL_FAULT is not None
+
+needs_ttsem = pytest.mark.skipif(
+    not UNDER_TTSEM,
+    reason="the interpreter runs programs one by one and checks no address: only ttsem sees it",
+)
+
+
+@contextmanager
+def faults(kind: str) -> Iterator[None]:
+    """The block must raise ttsem's fault of a kind: oob_read, oob_write or race."""
+    assert KERNEL_FAULT is not None
+    with pytest.raises(KERNEL_FAULT) as caught:
+        yield
+    assert caught.value.fault.kind == kind, str(caught.value)
+
+
+def supported(name: str, limit: Callable[..., str | None] | None = None) -> list[Any]:
+    """The specification's cases of an op that its kernel does not refuse, as pytest parameters."""
+    spec = OPS[name]
+    assert spec.cases is not None
+    return [
+        pytest.param(case, id=case.name)
+        for case in spec.cases()
+        if limit is None or limit(spec.bind(case.args), *case.args, **case.kwargs) is None
+    ]
+
+
+def copied(case: Case) -> list[Any]:
+    """The case's arguments, tensors copied, so that an op may write into them."""
+    return [arg.clone() if isinstance(arg, Tensor) else arg for arg in case.args]
+
+
+def same_bits(got: Tensor, want: Tensor) -> None:
+    """Equal dtype, shape and bits (a NaN equals itself)."""
+    assert got.dtype == want.dtype
+    assert got.shape == want.shape
+    raw = [x.contiguous().flatten().view(torch.uint8) for x in (got, want)]
+    wrong = (raw[0] != raw[1]).nonzero()
+    assert not len(wrong), f"{len(wrong)} of {raw[0].numel()} bytes differ, the first at {wrong[0].item()}"
+
+
+def no_worse(got: Tensor, low: Tensor, exact: Tensor, factor: float = 2.0) -> None:
+    """The largest error to the float64 result is at most `factor` times that of the low-precision computation."""
+    assert got.shape == exact.shape
+    if not got.numel():
+        return
+    assert got.isfinite().all()
+    error, allowed = (got.double() - exact).abs().max().item(), (low.double() - exact).abs().max().item()
+    assert error <= factor * allowed, f"error {error:.3g}, low precision {allowed:.3g}"
