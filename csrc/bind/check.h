@@ -126,6 +126,10 @@ class Checker {
   void value(bool ok, const char* name, const std::string& rule, const T& got) const {
     TORCH_CHECK_VALUE(ok, op_, ": ", name, " must be ", rule, ", got ", got);
   }
+  // The same about a dtype: TypeError.
+  void type(bool ok, const char* name, const std::string& rule, const std::string& got) const {
+    TORCH_CHECK_TYPE(ok, op_, ": ", name, " must be ", rule, ", got ", got);
+  }
 
  private:
   const char* op_;

@@ -1,30 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// torch binding of embedding.
-#include "pyspec/embedding.h"
+// torch binding of embedding on the CPU.
+#include "bind/embedding.h"
 
-#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
-#include "bind/quant_check.h"
-
 namespace pyspec {
-namespace {
 
-at::Tensor embedding(const at::Tensor& ids, const at::Tensor& weight, double scale) {
-  Dim T{"T"}, V{"V"}, K{"K"};
-  Checker check("embedding");
-  check.tensor("ids", ids, {T}, {at::kInt});
-  check.tensor("weight", weight, {V, K}, {at::kFloat, at::kBFloat16, at::kHalf});
-  const at::Tensor id = ids.contiguous(), rows = weight.stride(1) == 1 ? weight : weight.contiguous();
-  check_ids(check, id, V.size);
-  at::Tensor out = at::empty({T.size, K.size}, weight.options().dtype(at::kFloat));
-  embedding_cpu({id.const_data_ptr<int32_t>(), rows.const_data_ptr(), out.mutable_data_ptr<float>(),
-                 to_dtype(weight.scalar_type()), T.size, K.size, rows.stride(0), K.size, float(scale)});
-  return out;
+TORCH_LIBRARY_IMPL(pyspec, CPU, m) {
+  m.impl("embedding", embedding<on_cpu<EmbeddingParams, embedding_cpu>, Place::kCpu>);
 }
-
-}  // namespace
-
-TORCH_LIBRARY_IMPL(pyspec, CPU, m) { m.impl("embedding", embedding); }
 
 }  // namespace pyspec

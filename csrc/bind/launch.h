@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// How a torch binding that serves several devices calls the kernel of one: `launch(device, params)`.
+// How a torch binding that serves several devices calls the kernel of one: `launch(device, params)`. On a GPU
+// no binding reads a tensor's values: that would wait for the device, and break the capture of a graph.
 #pragma once
 
 #include <c10/core/Device.h>
@@ -8,6 +9,8 @@ namespace pyspec {
 
 template <typename Params>
 using Launch = void (*)(at::Device device, const Params& p);
+
+enum class Place { kCpu, kGpu };
 
 template <typename Params, void (*kKernel)(const Params&)>
 void on_cpu(at::Device, const Params& p) {

@@ -1,44 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// torch binding of quant_embedding.
-#include "pyspec/quant_embedding.h"
+// torch binding of quant_embedding on the CPU.
+#include "bind/quant_embedding.h"
 
-#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
-#include "bind/quant_check.h"
-
 namespace pyspec {
-namespace {
 
-at::Tensor quant_embedding(const at::Tensor& ids, const at::Tensor& qweight, std::string_view format,
-                           std::string_view layout, int64_t num_rows, double scale) {
-  Dim T{"T"}, R{"R"}, Y{"Y"};
-  Checker check("quant_embedding");
-  check.tensor("ids", ids, {T}, {at::kInt});
-  check.tensor("qweight", qweight, {R, Y}, {at::kByte});
-  const QuantFormat f = check_format(check, format);
-  bool packed;
-  const int64_t rows = check_layout(check, layout, num_rows, R.size, &packed);
-  const int64_t block = info(f).block_k;
-  int64_t k = Y.size / info(f).block_bytes * block;
-  if (packed) {
-    k = (Y.size - 64) / (scale_bytes(f) + value_bytes(f)) * kGroup;
-    check.value(k > 0 && k % block == 0 && packed_block_bytes(f, k) == Y.size, "qweight",
-                std::string("[R, Y] with Y the bytes of a packed ") + info(f).name + " block",
-                list_text(qweight.sizes()));
-  } else {
-    check_gguf_rows(check, qweight, f);
-  }
-  const at::Tensor id = ids.contiguous(), w = qweight.contiguous();
-  check_ids(check, id, rows);
-  at::Tensor out = at::empty({T.size, k}, qweight.options().dtype(at::kFloat));
-  quant_embedding_cpu({id.const_data_ptr<int32_t>(), w.const_data_ptr<uint8_t>(),
-                       out.mutable_data_ptr<float>(), f, packed, T.size, k, k, float(scale)});
-  return out;
+TORCH_LIBRARY_IMPL(pyspec, CPU, m) {
+  m.impl("quant_embedding", quant_embedding<on_cpu<QuantEmbeddingParams, quant_embedding_cpu>, Place::kCpu>);
 }
-
-}  // namespace
-
-TORCH_LIBRARY_IMPL(pyspec, CPU, m) { m.impl("quant_embedding", quant_embedding); }
 
 }  // namespace pyspec

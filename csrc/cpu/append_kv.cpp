@@ -20,10 +20,10 @@ void append_head(const AppendKvParams& p, int64_t g) {
     copy_slot(contiguous_like(slot, row), slot);
   };
   for (int64_t t = 0; t < p.T; ++t) {
-    std::memcpy(wide, p.k + t * p.k_stride_t + g * p.D, p.D * sizeof(float));
+    widen_row(p.k, t * p.k_stride_t + g * p.D, p.D, p.dtype, wide);
     if (p.rope_table) rotate_row(wide, p.rope_table + p.positions[t] * p.Y, p.Y, p.interleaved);
     write(p.k_pages, Kv::kKey, t);
-    std::memcpy(wide, p.v + t * p.v_stride_t + g * p.D, p.D * sizeof(float));
+    widen_row(p.v, t * p.v_stride_t + g * p.D, p.D, p.dtype, wide);
     write(p.v_pages, Kv::kValue, t);
   }
 }

@@ -6,6 +6,7 @@
 B requests, page tables of W columns, paths of up to E nodes, P pages of S slots. `path[b]` names the accepted nodes of the
 request's tree, root first, strictly increasing (so path[j] >= j, and a move never overwrites a source of a later one); entries
 after path_len[b] are ignored. Pure copies: bits are kept. Other slots keep their bits. Nothing is written when a value is bad.
+Pages of f8|i8 have scales [P, S, G], which move with their slots.
 """
 
 from __future__ import annotations
@@ -15,17 +16,20 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from pyspec.contract import Case, Cost, op
-from pyspec.spec.append_kv import write_slots
+from pyspec.contract import DTYPE_NAMES, Case, Cost, op
+from pyspec.spec.append_kv import check_scales, cpu_limit, gpu_limit, write_slots
 from pyspec.spec.tile_kv import check_layout, tiled_index
+from pyspec.spec.tree_attention import QUANTISED
 
 CONTRACT = """
-k_pages!     [P, S, G, D]   f32|bf16|f16
+k_pages!     [P, S, G, D]   f32|bf16|f16|f8|i8
 v_pages!     [P, S, G, D]   like k_pages
 page_table   [B, W]         i32
 kv_len       [B]            i32
 path         [B, E]         i32
 path_len     [B]            i32
+k_scale?!    [P, S, G]      f32
+v_scale?!    [P, S, G]      f32
 *
 kv_layout    str = "paged"
 ->
@@ -37,34 +41,39 @@ def cases() -> Iterator[Case]:
     for P, S, G, D, dtype, layout in [
         (7, 5, 2, 10, torch.float32, "paged"), (8, 16, 3, 64, torch.bfloat16, "tiled"), (90, 1, 1, 16, torch.float16, "paged"),
         (6, 32, 2, 32, torch.float32, "tiled"), (7, 48, 2, 16, torch.float16, "tiled"), (30, 3, 2, 8, torch.bfloat16, "paged"),
+        (8, 4, 2, 32, torch.float8_e4m3fn, "paged"), (7, 5, 3, 22, torch.int8, "paged"),
     ]:  # fmt: skip
         g = torch.Generator().manual_seed(P * 100 + S)
-        k_pages, v_pages = torch.randn(2, P, S, G, D, generator=g).to(dtype)
+        quantised = dtype in QUANTISED
+        k_pages, v_pages = (torch.randn(2, P, S, G, D, generator=g) * (40 if quantised else 1)).to(dtype)
+        scales = torch.rand(2, P, S, G, generator=g) if quantised else (None, None)
         B, W = 2, P // 2
         page_table = torch.randperm(P, generator=g, dtype=torch.int32)[: B * W].reshape(B, W)
         path = torch.tensor([[0, 2, 3, 6], [1, 2, -9, 99]], dtype=torch.int32)
         for lengths in ([4, 2], [0, 1]):
             args = (k_pages, v_pages, page_table, torch.tensor([3, 7], dtype=torch.int32), path)
             yield Case(
-                f"S{S}-G{G}-D{D}-{dtype}-{layout}-{lengths[0]}",
-                (*args, torch.tensor(lengths, dtype=torch.int32)),
+                f"S{S}-G{G}-D{D}-{DTYPE_NAMES[dtype]}-{layout}-{lengths[0]}",
+                (*args, torch.tensor(lengths, dtype=torch.int32), *scales),
                 {"kv_layout": layout},
             )
 
 
 def cost(
     sizes: dict[str, int], k_pages: Tensor, v_pages: Tensor, page_table: Tensor, kv_len: Tensor, path: Tensor,
-    path_len: Tensor, *, kv_layout: str = "paged",
+    path_len: Tensor, *scales: Tensor | None, kv_layout: str = "paged",
 ) -> Cost:  # fmt: skip
-    """K and V of every node on a path read and written."""
-    return Cost(bytes=4 * int(path_len.sum()) * sizes["G"] * sizes["D"] * k_pages.element_size(), flops=0)
+    """K and V (and scales) of every node on a path read and written."""
+    row = sizes["D"] * k_pages.element_size() + (4 if k_pages.dtype in QUANTISED else 0)
+    return Cost(bytes=4 * int(path_len.sum()) * sizes["G"] * row, flops=0)
 
 
 def _check(
     sizes: dict[str, int], k_pages: Tensor, v_pages: Tensor, page_table: Tensor, kv_len: Tensor, path: Tensor,
-    path_len: Tensor, *, kv_layout: str = "paged",
+    path_len: Tensor, k_scale: Tensor | None = None, v_scale: Tensor | None = None, *, kv_layout: str = "paged",
 ) -> None:  # fmt: skip
     check_layout("commit_kv", sizes, kv_layout)
+    check_scales("commit_kv", k_pages, k_scale, v_scale, kv_layout)
     P, S, W, E = (sizes[letter] for letter in "PSWE")
     table, paths = page_table.tolist(), path.tolist()
     for b, (L, length) in enumerate(zip(kv_len.tolist(), path_len.tolist(), strict=True)):
@@ -90,10 +99,13 @@ def _check(
                     )
 
 
-@op(CONTRACT, cases=cases, cost=cost, check=_check)
+@op(
+    CONTRACT, cases=cases, cost=cost, check=_check,
+    limits={"cpu": cpu_limit, "cuda": gpu_limit, "triton": gpu_limit},
+)  # fmt: skip
 def commit_kv(
     k_pages: Tensor, v_pages: Tensor, page_table: Tensor, kv_len: Tensor, path: Tensor, path_len: Tensor,
-    *, kv_layout: str = "paged",
+    k_scale: Tensor | None = None, v_scale: Tensor | None = None, *, kv_layout: str = "paged",
 ) -> None:  # fmt: skip
     _, S, G, D = k_pages.shape
     targets: list[Tensor] = []
@@ -115,3 +127,6 @@ def commit_kv(
         else:
             values = pages.flatten(1)[(source // S)[:, None, None], index.to(pages.device)[source % S]]
         write_slots(pages, index, to, values)
+    for scale in (k_scale, v_scale):
+        if scale is not None:
+            scale[to // S, to % S] = scale[source // S, source % S]

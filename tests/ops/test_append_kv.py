@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""append_kv: equals rope and a plain write; other slots keep their bits; bad values write nothing."""
+"""append_kv: equals rope and a plain write; other slots keep their bits; quantised rows; bad values write nothing."""
 
 from __future__ import annotations
 
@@ -10,10 +10,18 @@ import torch
 from contract_tests import copies, error_of, needs_native
 from torch import Tensor
 
+import pyspec
 from pyspec import spec
 from pyspec.contract import Case
+from pyspec.spec.append_kv import quantise_rows
+from pyspec.spec.tree_attention import QUANTISED
 
-CASES = [pytest.param(case, id=case.name) for case in spec.append_kv.cases()]
+CASES = [
+    pytest.param(case, id=case.name) for case in spec.append_kv.cases() if case.args[2].dtype not in QUANTISED
+]
+QUANTISED_CASES = [
+    pytest.param(case, id=case.name) for case in spec.append_kv.cases() if case.args[2].dtype in QUANTISED
+]
 native = torch.ops.pyspec.append_kv
 
 
@@ -25,12 +33,13 @@ def same(a: Tensor, b: Tensor) -> bool:
 @pytest.mark.parametrize("case", CASES)
 def test_equals_rope_and_a_write(case: Case) -> None:
     args = copies(case)
-    k, v, k_pages, v_pages, slots, positions, table = copies(case)
+    k, v, k_pages, v_pages, slots, positions, table, *_ = copies(case)
     native(*args, **case.kwargs)
+    k, v = k.float(), v.float()
     if table is not None:
         k = torch.ops.pyspec.rope(k, positions, table, interleaved=case.kwargs["interleaved"])
     no_rope = {**case.kwargs, "interleaved": False}
-    spec.append_kv.run(k, v, k_pages, v_pages, slots, positions, None, **no_rope)
+    spec.append_kv.run(k, v, k_pages, v_pages, slots, positions, None, None, None, **no_rope)
     assert same(args[2], k_pages)
     assert same(args[3], v_pages)
 
@@ -54,7 +63,7 @@ def test_one_token_at_a_time_gives_the_same_bits(case: Case) -> None:
     native(*want, **case.kwargs)
     for t in range(len(args[0])):
         one = [x[t : t + 1] for x in (args[0], args[1])] + args[2:4] + [x[t : t + 1] for x in args[4:6]]
-        native(*one, args[6], **case.kwargs)
+        native(*one, *args[6:], **case.kwargs)
     assert same(args[2], want[2])
     assert same(args[3], want[3])
 
@@ -86,3 +95,70 @@ def test_bad_layouts() -> None:
         kwargs = {**case.kwargs, "kv_layout": layout}
         want = error_of(lambda kwargs=kwargs: spec.append_kv.run(*copies(case), **kwargs))
         assert error_of(lambda kwargs=kwargs: native(*copies(case), **kwargs)) == want
+
+
+@pytest.mark.parametrize("case", QUANTISED_CASES)
+def test_quantised_rows_are_within_a_step_and_alone(case: Case) -> None:
+    args = copies(case)
+    spec.append_kv.run(*args, **case.kwargs)
+    k, v, k_pages, v_pages, slots, positions, table, k_scale, v_scale = args
+    wide = spec.rope.run(k.float(), positions, table, interleaved=case.kwargs["interleaved"])
+    S = k_pages.size(1)
+    for x, pages, scale, old in (
+        (wide, k_pages, k_scale, case.args[7]),
+        (v.float(), v_pages, v_scale, case.args[8]),
+    ):
+        got, step = pages[slots // S, slots % S].float(), scale[slots // S, slots % S]
+        # half a unit of int8; half a unit in the last place of e4m3's three bits, at least 2^-10 of the scale
+        half = 0.5 if pages.dtype == torch.int8 else torch.maximum(got.abs() / 16, torch.tensor(2.0**-10))
+        assert ((got - x / step[..., None]).abs() <= half * 1.0001).all()
+        assert torch.equal(got.abs().amax(-1), torch.full_like(step, QUANTISED[pages.dtype]))
+        others = torch.ones(scale.shape[:2]).index_put((slots // S, slots % S), torch.tensor(0.0)).bool()
+        assert torch.equal(scale[others], old[others])
+
+
+@pytest.mark.parametrize("dtype", QUANTISED)
+def test_extreme_rows_poison_themselves_alone(dtype: torch.dtype) -> None:
+    x = torch.tensor(
+        [[0.0, 0.0], [1.0, torch.nan], [-torch.inf, 1.0], [1e-31, 0.0], [-2e-30, 1e-30], [3.0, -1.5]]
+    )
+    values, scale = quantise_rows(x, dtype)
+    assert torch.equal(scale.isnan(), torch.tensor([False, True, True, False, False, False]))
+    assert torch.equal(scale == 0, torch.tensor([True, False, False, True, False, False]))
+    assert torch.equal(values[:4].float(), torch.zeros(4, 2))
+    most = QUANTISED[dtype]
+    half = most / 2 if dtype != torch.int8 else 64.0  # 63.5 is a tie: to even
+    assert torch.equal(values[4:].float(), torch.tensor([[-most, half], [most, -half]]))
+
+
+@needs_native
+@pytest.mark.parametrize("case", QUANTISED_CASES)
+def test_the_cpu_refuses_quantised_pages(case: Case) -> None:
+    dtype = "i8" if case.args[2].dtype == torch.int8 else "f8"
+    message = f"append_kv: k_pages must be f32|bf16|f16 on the CPU, got {dtype}"
+    assert error_of(lambda: native(*copies(case), **case.kwargs)) == (TypeError, message)
+    with pytest.raises(pyspec.UnsupportedError, match="cpu: k_pages must be"):
+        pyspec.ops.append_kv(*copies(case), **case.kwargs, backend="cpu")
+
+
+def test_scales_are_those_of_the_pages() -> None:
+    case, plain = QUANTISED_CASES[0].values[0], CASES[0].values[0]
+    shape = list(case.args[7].shape)
+    wrong = {
+        "k_scale must be given exactly when pages are f8|i8, got None": (case, 7, None),
+        "v_scale must be given exactly when pages are f8|i8, got None": (case, 8, None),
+        "k_scale must be given exactly when pages are f8|i8, got [4, 5, 2]": (plain, 7, torch.ones(4, 5, 2)),
+        f"v_scale must be [P, S, G] with P={shape[0]} (from k_pages.size(0)), got {[shape[0] - 1, *shape[1:]]}":
+            (case, 8, case.args[8][1:]),
+    }  # fmt: skip
+    for message, (base, i, value) in wrong.items():
+        args = copies(base)
+        args[i] = value
+        for call in (spec.append_kv.run, native):
+            assert error_of(lambda call=call, args=args: call(*args)) == (ValueError, f"append_kv: {message}")
+    tiled = {"kv_layout": "tiled"}
+    args = [*copies(case)[:2], *torch.zeros(2, 1, 16, 3, 64, dtype=torch.int8), *copies(case)[4:7]]
+    args += [torch.ones(1, 16, 3), torch.ones(1, 16, 3)]
+    want = (ValueError, "append_kv: kv_layout must be paged when pages are f8|i8, got tiled")
+    for call in (spec.append_kv.run, native):
+        assert error_of(lambda call=call: call(*args, **tiled)) == want

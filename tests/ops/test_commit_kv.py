@@ -7,10 +7,17 @@ import pytest
 import torch
 from contract_tests import copies, error_of, needs_native
 
+import pyspec
 from pyspec import spec
 from pyspec.contract import Case
+from pyspec.spec.tree_attention import QUANTISED
 
-CASES = [pytest.param(case, id=case.name) for case in spec.commit_kv.cases()]
+CASES = [
+    pytest.param(case, id=case.name) for case in spec.commit_kv.cases() if case.args[0].dtype not in QUANTISED
+]
+QUANTISED_CASES = [
+    pytest.param(case, id=case.name) for case in spec.commit_kv.cases() if case.args[0].dtype in QUANTISED
+]
 native = torch.ops.pyspec.commit_kv
 
 
@@ -20,7 +27,7 @@ def test_equals_moves_one_by_one(case: Case) -> None:
     args = copies(case)
     tiled = case.kwargs["kv_layout"] == "tiled"
     plain = spec.tile_kv.run(*args[:2], inverse=True) if tiled else [pages.clone() for pages in args[:2]]
-    _, _, table, kv_len, path, path_len = args
+    _, _, table, kv_len, path, path_len, *_ = args
     S = plain[0].size(1)
     for b in range(len(kv_len)):
         slot = lambda i, b=b: (int(table[b, (kv_len[b] + i) // S]), int((kv_len[b] + i) % S))
@@ -70,3 +77,37 @@ def test_bad_values_move_nothing(message: str) -> None:
             f"commit_kv: {message}",
         )
         assert torch.equal(args[0], case.args[0])
+
+
+@pytest.mark.parametrize("case", QUANTISED_CASES)
+def test_scales_move_with_their_slots(case: Case) -> None:
+    args = copies(case)
+    spec.commit_kv.run(*args, **case.kwargs)
+    for pages, scale in ((0, 6), (1, 7)):
+        want = copies(case)  # the same moves of f32 pages that carry the scale beside the values
+        both = torch.cat([want[pages].float(), want[scale][..., None]], -1)
+        spec.commit_kv.run(both, both.clone(), *want[2:6], None, None, **case.kwargs)
+        assert torch.equal(args[pages].float(), both[..., :-1])
+        assert torch.equal(args[scale], both[..., -1])
+
+
+@needs_native
+@pytest.mark.parametrize("case", QUANTISED_CASES)
+def test_the_cpu_refuses_quantised_pages(case: Case) -> None:
+    dtype = "i8" if case.args[0].dtype == torch.int8 else "f8"
+    message = f"commit_kv: k_pages must be f32|bf16|f16 on the CPU, got {dtype}"
+    assert error_of(lambda: native(*copies(case), **case.kwargs)) == (TypeError, message)
+    with pytest.raises(pyspec.UnsupportedError, match="cpu: k_pages must be"):
+        pyspec.ops.commit_kv(*copies(case), **case.kwargs, backend="cpu")
+
+
+@pytest.mark.parametrize("i", [6, 7])
+def test_scales_are_those_of_the_pages(i: int) -> None:
+    name = {6: "k_scale", 7: "v_scale"}[i]
+    for case, value in ((QUANTISED_CASES[0], None), (CASES[0], torch.ones(7, 5, 2))):
+        args = copies(case.values[0])
+        args[i] = value
+        got = "None" if value is None else "[7, 5, 2]"
+        message = f"commit_kv: {name} must be given exactly when pages are f8|i8, got {got}"
+        for call in (spec.commit_kv.run, native):
+            assert error_of(lambda call=call, args=args: call(*args)) == (ValueError, message)

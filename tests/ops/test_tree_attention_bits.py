@@ -132,7 +132,7 @@ def test_after_commit_the_next_step_equals_the_chain(S: int, layout: str, dtype:
     _, k_pages, v_pages, table, kv_len, *_ = args
     torch.ops.pyspec.commit_kv(
         k_pages, v_pages, table, kv_len, torch.tensor([path], dtype=torch.int32),
-        torch.tensor([len(path)], dtype=torch.int32), kv_layout=layout,
+        torch.tensor([len(path)], dtype=torch.int32), None, None, kv_layout=layout,
     )  # fmt: skip
     last = len(path) - 1  # its KV is now the last committed: ask again for this node as plain decode
     out, lse = torch.ops.pyspec.tree_attention(

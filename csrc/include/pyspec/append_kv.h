@@ -7,8 +7,8 @@
 namespace pyspec {
 
 struct AppendKvParams {
-  const float* k;            // [T, G, D], row stride k_stride_t, the rest contiguous
-  const float* v;            // [T, G, D], row stride v_stride_t, the rest contiguous
+  const void* k;             // [T, G, D] of dtype, row stride k_stride_t, the rest contiguous
+  const void* v;             // [T, G, D] of dtype, row stride v_stride_t, the rest contiguous
   KvPages k_pages, v_pages;  // [P, S, G, D] of kv_dtype, written
   const int64_t* slots;      // [T]: page * S + offset
   const int32_t* positions;  // [T]: rows of rope_table
@@ -18,8 +18,12 @@ struct AppendKvParams {
   DType kv_dtype;
   KvLayout kv_layout;
   bool interleaved;
+  DType dtype = DType::kF32;  // of k and v
+  float* k_scale = nullptr;   // [P, S, G] contiguous, written: given exactly when kv_dtype is of 8 bits
+  float* v_scale = nullptr;
 };
 
-void append_kv_cpu(const AppendKvParams& p);
+void append_kv_cpu(const AppendKvParams& p);                 // no pages of 8 bits
+void append_kv_cuda(const AppendKvParams& p, void* stream);  // a cudaStream_t; paged layout alone
 
 }  // namespace pyspec

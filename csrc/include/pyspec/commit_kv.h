@@ -15,8 +15,11 @@ struct CommitKvParams {
   int64_t B, W, E, S, G, D;
   DType kv_dtype;
   KvLayout kv_layout;
+  float* k_scale = nullptr;  // [P, S, G] contiguous, written: given exactly when kv_dtype is of 8 bits
+  float* v_scale = nullptr;
 };
 
-void commit_kv_cpu(const CommitKvParams& p);
+void commit_kv_cpu(const CommitKvParams& p);                 // no pages of 8 bits
+void commit_kv_cuda(const CommitKvParams& p, void* stream);  // a cudaStream_t; paged layout alone
 
 }  // namespace pyspec

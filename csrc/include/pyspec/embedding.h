@@ -17,5 +17,6 @@ struct EmbeddingParams {
 };
 
 void embedding_cpu(const EmbeddingParams& p);
+void embedding_cuda(const EmbeddingParams& p, void* stream);  // a cudaStream_t
 
 }  // namespace pyspec

@@ -18,5 +18,6 @@ struct QuantEmbeddingParams {
 };
 
 void quant_embedding_cpu(const QuantEmbeddingParams& p);
+void quant_embedding_cuda(const QuantEmbeddingParams& p, void* stream);  // a cudaStream_t; GGUF rows alone
 
 }  // namespace pyspec

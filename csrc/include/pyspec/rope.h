@@ -20,5 +20,6 @@ struct RopeParams {
 };
 
 void rope_cpu(const RopeParams& p);
+void rope_cuda(const RopeParams& p, void* stream);  // a cudaStream_t
 
 }  // namespace pyspec
