@@ -36,9 +36,19 @@ class Work:
     def decode(request: Request, tree: TokenTree) -> Work:
         return Work(request, tree.tokens, tree.parents, tree.depths, len(tree))
 
+    @property
+    def row_parents(self) -> NDArray[np.int32]:
+        """Parents of the nodes with logits: all of a tree, or the end of a prompt, which is a chain by itself."""
+        n = self.logit_rows
+        return self.parents if n == len(self.tokens) else np.arange(-1, n - 1, dtype=np.int32)
+
 
 class StepBatch:
-    """Inputs of a step for up to `max_tokens` nodes of `max_batch` requests (letters: T, R rows of logits, B, W)."""
+    """Inputs of a step for up to `max_tokens` nodes of `max_batch` requests (letters: T, R rows of logits, B, W).
+
+    The nodes with logits are trees of their own, those that verify_tree walks: row_tokens and row_parents [R], cu_r [B+1], and
+    per request the position of the root and the sampling parameters. A request without logits in this step has no row.
+    """
 
     def __init__(
         self, max_tokens: int, max_rows: int, max_batch: int, table_width: int, page_size: int
@@ -58,6 +68,13 @@ class StepBatch:
             table.reshape(max_batch, -1),
         )
         self.logit_rows, self._logit_rows = _array(max_rows)
+        self.row_tokens, self._row_tokens = _array(max_rows)
+        self.row_parents, self._row_parents = _array(max_rows)
+        self.cu_r, self._cu_r = _array(max_batch + 1)
+        self.root_positions, self._root_positions = _array(max_batch)
+        self.longest_path = 0  # nodes of the deepest path among the rows
+        laws = [_array(max_batch, dtype) for dtype in LAW_DTYPES]
+        self.laws, self._laws = [law for law, _ in laws], [array for _, array in laws]
 
     def fill(self, works: Sequence[Work]) -> None:
         """Lay out one step. The page tables of the requests must already cover their new nodes."""
@@ -76,11 +93,39 @@ class StepBatch:
             )
             self._kv_len[b] = length
             self._cu_t[b + 1] = end
-            self._logit_rows[rows : rows + work.logit_rows] = np.arange(end - work.logit_rows, end)
-            rows += work.logit_rows
-            t = end
+            first = n - work.logit_rows
+            row_end = rows + work.logit_rows
+            self._logit_rows[rows:row_end] = np.arange(t + first, end)
+            self._row_tokens[rows:row_end] = work.tokens[first:]
+            self._row_parents[rows:row_end] = work.row_parents
+            self._cu_r[b + 1] = row_end
+            self._root_positions[b] = length + first
+            rows, t = row_end, end
+        self.longest_path = max(
+            (1 + int(w.depths.max() - w.depths[-w.logit_rows]) for w in works if w.logit_rows), default=0
+        )
         self.T, self.R, self.B = t, rows, len(works)
-        self.requests = [work.request for work in works]
+        requests = [work.request for work in works]
+        if requests != self.requests:  # the same requests as in the last step have the same parameters
+            self.requests = requests
+            for array, values in zip(self._laws, zip(*map(_law, requests), strict=True), strict=True):
+                array[: self.B] = values
+
+    def trees(self) -> tuple[Tensor, ...]:
+        """What verify_tree takes besides logits: row_tokens, row_parents, cu_r, root_positions and the sampling parameters."""
+        rows, offsets = slice(self.R), slice(self.B + 1)
+        laws = (law[: self.B] for law in self.laws)
+        roots = self.root_positions[: self.B]
+        return self.row_tokens[rows], self.row_parents[rows], self.cu_r[offsets], roots, *laws
+
+
+LAW_DTYPES = (np.float32, np.int32, np.float32, np.float32, np.int64, np.int32)
+
+
+def _law(request: Request) -> tuple[float, int, float, float, int, int]:
+    """temperature, top_k, top_p, min_p, seed and stream, of LAW_DTYPES."""
+    p = request.params
+    return p.temperature, p.top_k, p.top_p, p.min_p, p.seed, p.stream_index
 
 
 def _array(size: int, dtype: type = np.int32) -> tuple[Tensor, NDArray[np.integer]]:

@@ -14,6 +14,7 @@ from pyspec import backends, ops
 from pyspec.engine.batch import StepBatch
 from pyspec.engine.executor import Weights
 from pyspec.engine.kv_pages import KVCache
+from pyspec.engine.verification import Verified, verify_on_host
 from pyspec.errors import UnsupportedError
 from pyspec.models.program import Program, Ref, Step
 from pyspec.models.quant_formats import QuantTensor
@@ -73,7 +74,13 @@ class CompiledExecutor:
     def logits(self) -> Tensor:
         return self._buffers[self._program.logits][: self._batch.R]
 
-    def commit(self, path: Tensor, path_len: Tensor) -> None:
+    def wait(self) -> None:
+        """run() returns when it is done."""
+
+    def verify(self, num_logprobs: int) -> Verified:
+        return verify_on_host(self._batch, self.logits(), self._commit, num_logprobs)
+
+    def _commit(self, path: Tensor, path_len: Tensor) -> None:
         self._executor.commit(path.data_ptr(), path_len.data_ptr(), *path.shape)
 
     def nbytes(self) -> dict[str, int]:

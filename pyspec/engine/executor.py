@@ -12,6 +12,7 @@ from torch import Tensor
 from pyspec import spec
 from pyspec.engine.batch import StepBatch
 from pyspec.engine.kv_pages import KVCache
+from pyspec.engine.verification import Verified, verify_on_host
 from pyspec.models.program import Program, Ref, Step
 from pyspec.models.quant_formats import QuantTensor, dequantize
 
@@ -36,11 +37,14 @@ class Executor(Protocol):
     def run(self) -> None:
         """Compute the batch's T nodes, write their KV, and leave R rows of logits."""
 
-    def logits(self) -> Tensor:
-        """[R, V] f32 of the last run; valid until the next."""
+    def wait(self) -> None:
+        """Return when what run() started is done."""
 
-    def commit(self, path: Tensor, path_len: Tensor) -> None:
-        """Move the KV of accepted paths to where plain decoding has it, in every layer (see commit_kv)."""
+    def logits(self) -> Tensor:
+        """[R, V] f32 of the last run, on the host; valid until the next."""
+
+    def verify(self, num_logprobs: int) -> Verified:
+        """Walk the batch's trees with the logits of the last run, and move the accepted nodes' KV to where plain decoding has it."""
 
     def nbytes(self) -> dict[str, int]:
         """Memory held: weights and buffers, in bytes."""
@@ -69,7 +73,13 @@ class SpecExecutor:
     def logits(self) -> Tensor:
         return self._buffers[self._program.logits][: self._batch.R]
 
-    def commit(self, path: Tensor, path_len: Tensor) -> None:
+    def wait(self) -> None:
+        """run() returns when it is done."""
+
+    def verify(self, num_logprobs: int) -> Verified:
+        return verify_on_host(self._batch, self.logits(), self._commit, num_logprobs)
+
+    def _commit(self, path: Tensor, path_len: Tensor) -> None:
         b = self._batch
         for i in range(self._cache.k.size(0)):
             spec.commit_kv.reference(

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a step emits: the walk of every request's tree, and the cache compacted behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyspec import ops
+from pyspec.engine.batch import StepBatch
+
+
+class Verified(NamedTuple):
+    """Results of verify_tree on the host, a row per request of the batch (path_len 0 where it had no logits)."""
+
+    path: NDArray[np.int32]
+    path_len: NDArray[np.int32]
+    emitted: NDArray[np.int32]
+    logprobs: NDArray[np.float32]
+    top_tokens: NDArray[np.int32]
+    top_logprobs: NDArray[np.float32]
+
+
+def verify_on_host(
+    batch: StepBatch, logits: Tensor, commit: Callable[[Tensor, Tensor], None], num_logprobs: int
+) -> Verified:
+    """Walk the batch's trees; commit(path, path_len) is called if some path does not lie where it belongs already."""
+    walked = ops.verify_tree(logits, *batch.trees(), max_path=batch.longest_path, num_logprobs=num_logprobs)
+    verified = Verified(*(out.numpy() for out in walked))
+    in_place = np.arange(verified.path.shape[1], dtype=np.int32)
+    moved = ((verified.path != in_place) & (verified.path >= 0)).any(axis=1)
+    if moved.any():
+        commit(walked[0], torch.from_numpy(np.where(moved, verified.path_len, 0).astype(np.int32)))
+    return verified
