@@ -79,10 +79,17 @@ def log1(x: float) -> float:
     return log(torch.tensor([x], dtype=torch.float64)).item()
 
 
-def gumbel(seed: int, stream: int, position: int, vocab: int, device: torch.device | None = None) -> Tensor:
-    """Standard Gumbel noise of every token id at one absolute position: [vocab] float64."""
+def exponential(
+    seed: int, stream: int, position: int, vocab: int, device: torch.device | None = None
+) -> Tensor:
+    """E = exp(-g) of every token id at one absolute position: [vocab] float64, standard exponential."""
     groups = torch.arange(math.ceil(vocab / 4), device=device)
     words = philox((groups, position, stream, PURPOSE), seed)
     r = torch.stack(words, dim=1).reshape(-1)[:vocab]
     v = (r.double() + 0.5) * 2.0**-32
-    return -log(-log(1.0 - v))
+    return -log(1.0 - v)
+
+
+def gumbel(seed: int, stream: int, position: int, vocab: int, device: torch.device | None = None) -> Tensor:
+    """Standard Gumbel noise of every token id at one absolute position: [vocab] float64."""
+    return -log(exponential(seed, stream, position, vocab, device))

@@ -124,12 +124,27 @@ def check_law(
         raise ValueError(f"{op}: num_logprobs must be in [0, {most}], got {num_logprobs}")
     temperature, top_k, top_p, min_p = parameters
     check_values(op, positions[0], ">= 0", positions[1], positions[1] >= 0)
-    check_values(
-        op, "temperature", "finite and >= 0", temperature, temperature.isfinite() & (temperature >= 0)
-    )
+    check_temperature(op, temperature)
     check_values(op, "top_k", f"in [0, {vocab}]", top_k, (top_k >= 0) & (top_k <= vocab))
     check_values(op, "top_p", "in (0, 1]", top_p, (top_p > 0) & (top_p <= 1))
     check_values(op, "min_p", "in [0, 1]", min_p, (min_p >= 0) & (min_p <= 1))
+
+
+def check_temperature(op: str, temperature: Tensor) -> None:
+    ok = temperature.isfinite() & (temperature >= 0)
+    check_values(op, "temperature", "finite and >= 0", temperature, ok)
+
+
+def check_offsets(op: str, cu_t: Tensor, rows: int) -> None:
+    """Raise ValueError unless the offsets cu_t [B+1] rise from 0 to rows."""
+    offsets = cu_t.tolist()
+    for b, offset in enumerate(offsets):
+        low, high = (offsets[b - 1] if b else 0), (rows if b else 0)
+        if b == len(offsets) - 1:
+            low = rows
+        if not low <= offset <= high:
+            rule = str(low) if low == high else f"in [{low}, {high}]"
+            raise ValueError(f"{op}: cu_t[{b}] must be {rule}, got {offset}")
 
 
 def check_values(op: str, name: str, rule: str, values: Tensor, ok: Tensor) -> None:

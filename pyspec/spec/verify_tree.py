@@ -99,14 +99,8 @@ def check(
     pipeline.check_values(
         "verify_tree", "tokens", f"in [0, {vocab})", tokens, (tokens >= 0) & (tokens < vocab)
     )
+    pipeline.check_offsets("verify_tree", cu_t, rows)
     offsets, parent, longest = cu_t.tolist(), parents.tolist(), 0
-    for b, offset in enumerate(offsets):
-        low, high = (offsets[b - 1] if b else 0), (rows if b else 0)
-        if b == len(offsets) - 1:
-            low = rows
-        if not low <= offset <= high:
-            rule = str(low) if low == high else f"in [{low}, {high}]"
-            raise ValueError(f"verify_tree: cu_t[{b}] must be {rule}, got {offset}")
     for begin, end in zip(offsets, offsets[1:], strict=False):
         nodes: list[int] = []  # nodes on the path to each node, itself included
         for i in range(begin, end):
