@@ -32,7 +32,8 @@ __device__ float block_sum(float sum, float* partial) {
 
 template <bool kVector>
 __global__ void __launch_bounds__(kMaxThreads) norm_rows(const RmsNormParams p) {
-  __shared__ float partial[kMaxThreads / kWarp];
+  PYSPEC_DYNAMIC_SHARED(smem);
+  float* partial = reinterpret_cast<float*>(smem);  // one sum a warp
   const int64_t first = 4 * int64_t(threadIdx.x), step = 4 * int64_t(blockDim.x);
   for (int64_t m = blockIdx.x; m < p.M; m += gridDim.x) {
     const float* x = p.x + m * p.x_stride_m;
@@ -66,8 +67,9 @@ void rms_norm_cuda(const RmsNormParams& p, void* stream) {
   const bool vector = p.K % 4 == 0 && cuda::aligned16(p.x, p.x_stride_m) && cuda::aligned16(p.residual) &&
                       cuda::aligned16(p.weight) && cuda::aligned16(p.out);
   const auto kernel = vector ? norm_rows<true> : norm_rows<false>;
-  kernel<<<unsigned(std::min(p.M, cuda::kMaxBlocks)), num_threads(p.K), 0, cudaStream_t(stream)>>>(p);
-  cuda::check_launch("rms_norm");
+  const int threads = num_threads(p.K);
+  PYSPEC_LAUNCH(kernel, unsigned(std::min(p.M, cuda::kMaxBlocks)), threads, threads / kWarp * sizeof(float),
+                stream, p);
 }
 
 }  // namespace pyspec

@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the CUDA kernels of rows share: four consecutive floats at a time, and the launch's error. No torch.
+// What the CUDA kernels of rows share: four consecutive floats at a time. No torch.
 #pragma once
 
-#include <cuda_runtime.h>
-
 #include <cstdint>
-#include <stdexcept>
-#include <string>
+
+#include "cuda/ptx.cuh"
 
 namespace pyspec::cuda {
 
@@ -36,12 +34,6 @@ __device__ inline void store4(float* p, float4 v, int64_t left) {
 // Whether every row of a matrix begins at a multiple of 16 bytes (null: there is no such matrix).
 inline bool aligned16(const float* p, int64_t stride = 0) {
   return reinterpret_cast<uintptr_t>(p) % 16 == 0 && stride % 4 == 0;
-}
-
-inline void check_launch(const char* op) {
-  const cudaError_t error = cudaGetLastError();
-  if (error != cudaSuccess)
-    throw std::runtime_error(std::string(op) + ": the CUDA launch failed: " + cudaGetErrorString(error));
 }
 
 }  // namespace pyspec::cuda

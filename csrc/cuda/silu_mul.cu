@@ -42,8 +42,7 @@ void silu_mul_cuda(const SiluMulParams& p, void* stream) {
                       cuda::aligned16(p.out, p.out_stride_m);
   const auto kernel = vector ? (p.gelu ? gate_rows<true, true> : gate_rows<true, false>)
                              : (p.gelu ? gate_rows<false, true> : gate_rows<false, false>);
-  kernel<<<unsigned(std::min(p.M * parts, cuda::kMaxBlocks)), kThreads, 0, cudaStream_t(stream)>>>(p, parts);
-  cuda::check_launch("silu_mul");
+  PYSPEC_LAUNCH(kernel, unsigned(std::min(p.M * parts, cuda::kMaxBlocks)), kThreads, 0, stream, p, parts);
 }
 
 }  // namespace pyspec

@@ -32,8 +32,7 @@ void softcap_cuda(const SoftcapParams& p, void* stream) {
   if (size == 0) return;
   const auto kernel = size % 4 == 0 && cuda::aligned16(p.x) && cuda::aligned16(p.out) ? cap_elements<true>
                                                                                       : cap_elements<false>;
-  kernel<<<unsigned(std::min(blocks, cuda::kMaxBlocks)), kThreads, 0, cudaStream_t(stream)>>>(p);
-  cuda::check_launch("softcap");
+  PYSPEC_LAUNCH(kernel, unsigned(std::min(blocks, cuda::kMaxBlocks)), kThreads, 0, stream, p);
 }
 
 }  // namespace pyspec
