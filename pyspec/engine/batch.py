@@ -14,6 +14,11 @@ from torch import Tensor
 from pyspec.engine.request import Request
 from pyspec.trees.token_tree import TokenTree
 
+# Sampling parameters of a request, in the order of verify_tree
+LAWS = {
+    "temperature": np.float32, "top_k": np.int32, "top_p": np.float32, "min_p": np.float32, "seed": np.int64, "stream": np.int32,
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Work:
@@ -73,8 +78,14 @@ class StepBatch:
         self.cu_r, self._cu_r = _array(max_batch + 1)
         self.root_positions, self._root_positions = _array(max_batch)
         self.longest_path = 0  # nodes of the deepest path among the rows
-        laws = [_array(max_batch, dtype) for dtype in LAW_DTYPES]
+        laws = [_array(max_batch, dtype) for dtype in LAWS.values()]
         self.laws, self._laws = [law for law, _ in laws], [array for _, array in laws]
+        self.arrays: dict[str, NDArray] = {  # all of them by name
+            "tokens": self._tokens, "positions": self._positions, "parents": self._parents, "slots": self._slots,
+            "cu_t": self._cu_t, "kv_len": self._kv_len, "page_table": self._page_table, "logit_rows": self._logit_rows,
+            "row_tokens": self._row_tokens, "row_parents": self._row_parents, "cu_r": self._cu_r,
+            "root_positions": self._root_positions, **dict(zip(LAWS, self._laws, strict=True)),
+        }  # fmt: skip
 
     def fill(self, works: Sequence[Work]) -> None:
         """Lay out one step. The page tables of the requests must already cover their new nodes."""
@@ -119,11 +130,8 @@ class StepBatch:
         return self.row_tokens[rows], self.row_parents[rows], self.cu_r[offsets], roots, *laws
 
 
-LAW_DTYPES = (np.float32, np.int32, np.float32, np.float32, np.int64, np.int32)
-
-
 def _law(request: Request) -> tuple[float, int, float, float, int, int]:
-    """temperature, top_k, top_p, min_p, seed and stream, of LAW_DTYPES."""
+    """The values of LAWS."""
     p = request.params
     return p.temperature, p.top_k, p.top_p, p.min_p, p.seed, p.stream_index
 

@@ -9,10 +9,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pyspec import spec
+from pyspec import backends, spec
 from pyspec.engine.batch import StepBatch
 from pyspec.engine.kv_pages import KVCache
 from pyspec.engine.verification import Verified, verify_on_host
+from pyspec.errors import UnsupportedError
 from pyspec.models.program import Program, Ref, Step
 from pyspec.models.quant_formats import QuantTensor, dequantize
 
@@ -162,24 +163,58 @@ class SpecExecutor:
         self._view(step.output).copy_(self._view(step.inputs[0])[rows])
 
 
+CPU_EXECUTORS = ("compiled", "spec")
+GPU_EXECUTORS = ("cuda", "triton", "cuda-emulated", "triton-emulated")
+
+
+def resolve_executor(name: str) -> str:
+    """The executor that `name` stands for: "auto" is a GPU's if there is one and its kernels are, else the CPU's.
+
+    UnsupportedError if the machine lacks what `name` needs.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return "cuda" if backends.native is not None and backends.native.with_cuda else "triton"
+        return "spec" if backends.native is None else "compiled"
+    if name not in CPU_EXECUTORS + GPU_EXECUTORS:
+        raise ValueError(
+            f"LLM: executor must be auto|{'|'.join(CPU_EXECUTORS + GPU_EXECUTORS)}, got {name!r}"
+        )
+    if name in ("cuda", "triton") and not torch.cuda.is_available():
+        raise UnsupportedError(f"LLM: executor {name!r} cannot run: torch finds no CUDA GPU on this machine")
+    return name
+
+
+def device_of(executor: str) -> torch.device:
+    """Where the cache of a resolved executor lies."""
+    return torch.device("cuda" if executor in ("cuda", "triton") else "cpu")
+
+
+def spare_pages(executor: str, batch: StepBatch) -> int:
+    """Pages of the cache behind those of requests that a resolved executor needs for itself."""
+    from pyspec.engine.padded_batch import padding_pages
+
+    return padding_pages(batch.max_tokens, batch.page_size) if executor in GPU_EXECUTORS else 0
+
+
 def make_executor(
-    kind: str,
+    name: str,
     program: Program,
     weights: Weights,
     cache: KVCache,
     batch: StepBatch,
     release_pages: Callable[[], None],
 ) -> Executor:
-    """The executor named `kind`: "compiled", "spec", or "auto" (compiled where the extension is there).
+    """A resolved executor, which reads `batch` and owns the spare pages of `cache`.
 
     release_pages() is called whenever weights have been copied and their source may leave memory.
     """
-    from pyspec import backends
-
-    if kind not in ("auto", "compiled", "spec"):
-        raise ValueError(f"LLM: executor must be auto|compiled|spec, got {kind!r}")
-    if kind == "spec" or (kind == "auto" and backends.native is None):
+    if name == "spec":
         return SpecExecutor(program, weights, cache, batch)
+    if name in GPU_EXECUTORS:
+        from pyspec.engine.gpu import GpuExecutor
+
+        return GpuExecutor(name, program, weights, cache, batch, release_pages)
     from pyspec.engine.compiled import CompiledExecutor
 
     return CompiledExecutor(program, weights, cache, batch, release_pages)

@@ -11,7 +11,7 @@ import torch
 
 from pyspec.backends import num_threads
 from pyspec.engine.batch import StepBatch, Work
-from pyspec.engine.executor import Weights, make_executor
+from pyspec.engine.executor import Weights, device_of, make_executor, resolve_executor, spare_pages
 from pyspec.engine.kv_pages import KVCache, PagePool
 from pyspec.engine.request import Completion, Request, StreamChunk
 from pyspec.engine.runner import Runner
@@ -41,7 +41,9 @@ class LLM:
     tree shapes, for tests) or "off". It never changes the answer.
     max_batch requests run at once; max_context tokens are the longest prompt plus answer; max_nodes is the
     largest tree; prefill_chunk the most prompt tokens per step; page_size the tokens per KV page; num_pages
-    defaults to what max_batch requests of max_context need. executor: "auto", "compiled" or "spec".
+    defaults to what max_batch requests of max_context need. executor: "auto" (a GPU's if there
+    is one), "cuda" or "triton" (kernels of pyspec on a CUDA GPU), "compiled" (on the CPU) or "spec"; it raises UnsupportedError
+    for a model or option that it cannot run.
     seed is of the random trees alone. calibrate=False skips measuring the cost table ("auto" then uses a flat one).
 
     Raises FileNotFoundError for an unknown model and ValueError for bad options or a model it cannot run.
@@ -84,17 +86,19 @@ class LLM:
         self.num_pages = max_batch * width if num_pages is None else num_pages
         _check_size("num_pages", self.num_pages, 2**31 - 1)
 
+        self._max_nodes = max_nodes
+        max_tokens = prefill_chunk + max_batch * max_nodes
+        self._batch = StepBatch(max_tokens, max_batch * max_nodes, max_batch, width, page_size)
+        executor = resolve_executor(executor)
         self._cache = KVCache(
             config.num_layers,
-            self.num_pages,
+            self.num_pages + spare_pages(executor, self._batch),
             page_size,
             config.num_kv_heads,
             config.head_dim,
             KV_DTYPES[kv_dtype],
+            device_of(executor),
         )
-        self._max_nodes = max_nodes
-        max_tokens = prefill_chunk + max_batch * max_nodes
-        self._batch = StepBatch(max_tokens, max_batch * max_nodes, max_batch, width, page_size)
         weights = Weights(self.checkpoint.weight)
         factors = weights["rope_factors"] if "rope_factors" in self.checkpoint.names() else None
         assert not isinstance(factors, QuantTensor)  # the loaders check that it is f32
@@ -226,6 +230,7 @@ class LLM:
             tree = TokenTree.chain([0] * nodes)
             self._batch.fill([Work.decode(request, tree)])
             self._executor.run()
+            self._executor.wait()
 
         most = min(len(pages) * self._batch.page_size, self.max_context) - self._max_nodes
         contexts = sorted({max(0, min(c, most)) for c in (64, 2048)})

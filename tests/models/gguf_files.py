@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -129,9 +130,10 @@ def model_gguf(
     *,
     extra: dict[str, np.ndarray] | None = None,
     tokenizer: bool = False,
+    quantise: Callable[[str], str] | None = None,
 ) -> Path:
-    """A transformers model as F32 GGUF by the conventions of its converters: llama interleaves rows of q and k,
-    Gemma's norms get their 1 added."""
+    """A transformers model as GGUF by the conventions of its converters: llama interleaves rows of q and k,
+    Gemma's norms get their 1 added. F32, or matrices in the format that quantise(name) gives."""
     config = model.config
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(config.num_hidden_layers)
@@ -167,7 +169,12 @@ def model_gguf(
         else:
             _, _, layer, part = stem.split(".", 3)
             stored = f"blk.{layer}.{ {**_PARTS, **norms}[part] }"
-        writer.add_tensor(f"{stored}.{kind}", torch.as_tensor(array).contiguous().numpy())
+        values = torch.as_tensor(array).contiguous().numpy()
+        if quantise and values.ndim == 2:
+            format = gguf.GGMLQuantizationType[quantise(stored).upper()]
+            writer.add_tensor(f"{stored}.{kind}", gguf.quants.quantize(values, format), raw_dtype=format)
+        else:
+            writer.add_tensor(f"{stored}.{kind}", values)
     for name, array in (extra or {}).items():
         writer.add_tensor(name, array)
     if tokenizer:

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A step program on a device: its weights there, and one function per step that runs it through one backend's ops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyspec.engine.executor import Weights
+from pyspec.engine.kv_pages import KVCache
+from pyspec.models.program import Program, Ref, Step
+from pyspec.models.quant_formats import QuantTensor
+
+Call = Callable[..., Any]  # call(op, *args, **kwargs)
+
+
+class Registers:
+    """Results by the columns they stand for: a later result of the same columns takes their place, nothing is copied."""
+
+    def __init__(self) -> None:
+        self._results: dict[Ref, Tensor] = {}
+
+    def write(self, ref: Ref, result: Tensor) -> None:
+        for other in [other for other in self._results if _within(other, ref)]:
+            del self._results[other]
+        self._results[ref] = result
+
+    def read(self, ref: Ref) -> Tensor:
+        if ref in self._results:
+            return self._results[ref]
+        whole = next(other for other in self._results if _within(ref, other))
+        start = ref.start - whole.start
+        return self._results[whole][:, start : start + ref.size]
+
+    def heads(self, ref: Ref, count: int) -> Tensor:
+        """[T, count, D] of a register."""
+        return self.read(ref).unflatten(1, (count, ref.size // count))
+
+
+def _within(part: Ref, whole: Ref) -> bool:
+    end = part.start + part.size
+    return part.buffer == whole.buffer and whole.start <= part.start and end <= whole.start + whole.size
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the program: how ops are called, the step's arrays on the device (see StepBatch), and results so far."""
+
+    call: Call
+    inputs: Mapping[str, Tensor]
+    registers: Registers = field(default_factory=Registers)
+
+
+RunStep = Callable[[Run], None]
+
+
+class DeviceProgram:
+    """The steps of a program. HF weights lie on the device as bf16|f32 rows, GGUF weights as the rows of the file."""
+
+    def __init__(
+        self,
+        program: Program,
+        weights: Weights,
+        cache: KVCache,
+        device: torch.device,
+        release_pages: Callable[[], None],
+    ) -> None:
+        self._cache, self._device = cache, device
+        self._source, self._release_pages = weights, release_pages
+        self._held: dict[tuple[str, ...], Tensor] = {}  # rows or vectors, joined, by the names of their parts
+        self._formats: dict[str, str] = {}  # of weights with rows: a GGUF format, or "" for floats
+        self._logits = program.steps[-1].output
+        self._steps: list[RunStep] = [getattr(self, "_" + step.op)(step) for step in program.steps]
+        del self._source
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self._held.values())
+
+    def run(self, call: Call, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Logits [R, V] of the nodes in `inputs`; their KV is written to the cache."""
+        run = Run(call, inputs)
+        for step in self._steps:
+            step(run)
+        return run.registers.read(self._logits)
+
+    def _format(self, name: str) -> str:
+        if name not in self._formats:
+            weight = self._source[name]
+            self._formats[name] = weight.format if isinstance(weight, QuantTensor) else ""
+        return self._formats[name]
+
+    def _rows(self, names: tuple[str, ...]) -> Tensor:
+        """The rows of all these weights, one below the other; one copy serves the embedding and a tied head."""
+        if names not in self._held:
+            parts = [self._source[name] for name in names]
+            rows = [part.data if isinstance(part, QuantTensor) else _widened(part) for part in parts]
+            self._held[names] = (torch.cat(rows) if len(rows) > 1 else rows[0].contiguous()).to(self._device)
+            for name in names:
+                self._source.pop(name, None)
+            self._release_pages()
+        return self._held[names]
+
+    def _vector(self, names: tuple[str, ...]) -> Tensor | None:
+        """f32 vectors joined, or a table; None for no names."""
+        if names and names not in self._held:
+            parts = [self._source[name] for name in names]
+            self._held[names] = torch.cat([part.float() for part in parts]).to(self._device)  # type: ignore[union-attr]
+        return self._held[names] if names else None
+
+    def _embedding(self, step: Step) -> RunStep:
+        (name,), scale = step.weights, step.attrs["scale"]
+        format = self._format(name)
+        rows = self._rows((name,))
+        op = "quant_embedding" if format else "embedding"
+        options = {"format": format, "scale": scale} if format else {"scale": scale}
+        return lambda run: run.registers.write(
+            step.output, run.call(op, run.inputs["tokens"], rows, **options)
+        )
+
+    def _linear(self, step: Step) -> RunStep:
+        """One call per run of neighbouring parts of one format."""
+        parts, (x,) = step.attrs["parts"], step.inputs
+        calls = []
+        for format, group in groupby(range(parts), lambda i: self._format(step.weights[i])):
+            indices = list(group)
+            rows = self._rows(tuple(step.weights[i] for i in indices))
+            with_bias = len(step.weights) > parts
+            bias = self._vector(tuple(step.weights[parts + i] for i in indices) if with_bias else ())
+            calls.append((rows, bias, format))
+
+        def run_step(run: Run) -> None:
+            rows_of_x = run.registers.read(x)
+            results = [
+                run.call("quant_linear", rows_of_x, rows, bias, format=format)
+                if format
+                else run.call("linear", rows_of_x, rows, bias)
+                for rows, bias, format in calls
+            ]
+            run.registers.write(step.output, torch.cat(results, 1) if len(results) > 1 else results[0])
+
+        return run_step
+
+    def _rms_norm(self, step: Step) -> RunStep:
+        weight, heads, eps = self._vector(step.weights), step.attrs.get("heads", 1), step.attrs["eps"]
+
+        def run_step(run: Run) -> None:
+            x = run.registers.read(step.inputs[0])
+            rows = x.reshape(-1, x.size(1) // heads)  # a head of a node is a row of its own
+            out = run.call("rms_norm", rows, weight, eps=eps)
+            run.registers.write(step.output, out.view(x.shape))
+
+        return run_step
+
+    def _add_rms_norm(self, step: Step) -> RunStep:
+        weight, eps = self._vector(step.weights), step.attrs["eps"]
+
+        def run_step(run: Run) -> None:
+            x, delta = (run.registers.read(ref) for ref in step.inputs)
+            run.registers.write(step.output, run.call("add_rms_norm", x, delta, weight, eps=eps))
+
+        return run_step
+
+    def _rope(self, step: Step) -> RunStep:
+        table, heads = self._vector(step.weights), step.attrs["heads"]
+
+        def run_step(run: Run) -> None:
+            x = run.registers.heads(step.inputs[0], heads)
+            run.registers.write(step.output, run.call("rope", x, run.inputs["positions"], table).flatten(1))
+
+        return run_step
+
+    def _append_kv(self, step: Step) -> RunStep:
+        table, heads = self._vector(step.weights), step.attrs["heads"]
+        pages = self._cache.layer(step.attrs["layer"])
+
+        def run_step(run: Run) -> None:
+            k, v = (run.registers.heads(ref, heads) for ref in step.inputs)
+            run.call("append_kv", k, v, *pages, run.inputs["slots"], run.inputs["positions"], table)
+
+        return run_step
+
+    def _tree_attention(self, step: Step) -> RunStep:
+        options = dict(step.attrs)
+        heads, pages = options.pop("heads"), self._cache.layer(options.pop("layer"))
+        names = ("page_table", "kv_len", "cu_t", "parents")
+
+        def run_step(run: Run) -> None:
+            q = run.registers.heads(step.inputs[0], heads)
+            out, _ = run.call("tree_attention", q, *pages, *(run.inputs[name] for name in names), **options)
+            run.registers.write(step.output, out.flatten(1))
+
+        return run_step
+
+    def _elementwise(self, step: Step) -> RunStep:
+        options = dict(step.attrs)
+        return lambda run: run.registers.write(
+            step.output, run.call(step.op, run.registers.read(step.inputs[0]), **options)
+        )
+
+    _silu_mul = _gelu_mul = _softcap = _elementwise
+
+    def _gather_rows(self, step: Step) -> RunStep:
+        return lambda run: run.registers.write(
+            step.output, run.registers.read(step.inputs[0]).index_select(0, run.inputs["logit_rows"])
+        )
+
+
+def _widened(weight: Tensor) -> Tensor:
+    """bf16 stays; f16 is widened to f32, which loses nothing."""
+    return weight if weight.dtype == torch.bfloat16 else weight.float()

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The executor of GPUs: a step program op by op through one backend, on CUDA as captured graphs.
+
+A step costs one copy to the device, one graph for the model, one for verification and compaction, and one wait for the tokens;
+the host waits for nothing else, and nothing is allocated once the graphs of all sizes are captured. Without graphs, the same
+code runs on the emulated backends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyspec import backends
+from pyspec.contract import OPS
+from pyspec.engine.batch import StepBatch
+from pyspec.engine.device_program import Call, DeviceProgram
+from pyspec.engine.executor import Weights
+from pyspec.engine.graphs import Graphs
+from pyspec.engine.kv_pages import KVCache
+from pyspec.engine.padded_batch import INPUTS_OF_VERIFY, PaddedBatch
+from pyspec.engine.verification import Verified
+from pyspec.errors import UnsupportedError
+from pyspec.models.program import Program
+
+
+class GpuExecutor:
+    """Runs steps on the device of `cache`, whose last pages are the padding's. Refuses at once what the backend cannot run."""
+
+    def __init__(
+        self,
+        backend: str,
+        program: Program,
+        weights: Weights,
+        cache: KVCache,
+        batch: StepBatch,
+        release_pages: Callable[[], None],
+    ) -> None:
+        device = cache.k.device
+        self._on_cuda = device.type == "cuda"
+        self.name = f"{backend}/{torch.cuda.get_device_name(device)}" if self._on_cuda else backend
+        self._backend, self._batch, self._cache = backend, batch, cache
+        self._padded = PaddedBatch(batch, cache.num_pages, device)
+        # A request's path is at most as long as its tree, the padding's at most two nodes.
+        self._longest_path = max(2, batch.max_rows // batch.page_table.size(0))
+        vocab = next(b.columns for b in program.buffers if b.name == program.logits)
+        self._logits = torch.zeros(self._padded.max_rows, vocab, device=device)
+        self._program = DeviceProgram(program, weights, cache, device, release_pages)
+        self._rehearse()
+        self._kernels: dict[str, Callable[..., Any]] = {}
+        self._graphs = Graphs(device)
+        self._results: dict[tuple[int, ...], tuple[Tensor, ...]] = {}  # pinned, where verifications come back
+
+    def run(self) -> None:
+        batch = self._padded
+        batch.resize()
+        self._graphs.run(("model", batch.T, batch.R), self._model, batch.send_blank, batch.send)
+
+    def wait(self) -> None:
+        if self._on_cuda:
+            torch.cuda.current_stream(self._logits.device).synchronize()
+
+    def logits(self) -> Tensor:
+        return self._logits[: self._batch.R].cpu()
+
+    def verify(self, num_logprobs: int) -> Verified:
+        batch, body = self._padded, partial(self._walk, self._call, num_logprobs)
+        results = self._graphs.run(("walk", batch.R, num_logprobs), body, batch.send_blank, batch.send)
+        return Verified(*(out.numpy()[: self._batch.B] for out in self._read_back(results)))
+
+    def nbytes(self) -> dict[str, int]:
+        return {"weights": self._program.nbytes, "buffers": self._padded.nbytes + self._logits.nbytes}
+
+    def _call(self, op: str, *args: Any, **kwargs: Any) -> Any:
+        """An op on the backend, its values unchecked: the engine made them."""
+        if op not in self._kernels:
+            self._kernels[op] = backends.kernel(op, self._backend)
+        return self._kernels[op](*args, **kwargs)
+
+    def _model(self) -> None:
+        """Logits go to a buffer of their own: of a graph's memory only results outlive it, and these are large."""
+        self._logits[: self._padded.R].copy_(self._program.run(self._call, self._padded.inputs()))
+
+    def _walk(self, call: Call, num_logprobs: int) -> tuple[Tensor, ...]:
+        """Walk every tree and move the KV of accepted nodes in every layer; a path of 0, 1, 2 ... moves onto itself."""
+        inputs, logits = self._padded.inputs(), self._logits[: self._padded.R]
+        options = {"max_path": self._longest_path, "num_logprobs": num_logprobs}
+        results = call("verify_tree", logits, *(inputs[name] for name in INPUTS_OF_VERIFY), **options)
+        path, path_len, *_ = results
+        for layer in range(self._cache.k.size(0)):
+            pages = self._cache.layer(layer)
+            call("commit_kv", *pages, inputs["page_table"], inputs["kv_len"], path, path_len)
+        return results
+
+    def _read_back(self, results: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The results on the host: the one wait of a step."""
+        if not self._on_cuda:
+            return results
+        key = tuple(results[-1].shape)
+        if key not in self._results:
+            self._results[key] = tuple(
+                torch.empty(out.shape, dtype=out.dtype, pin_memory=True) for out in results
+            )
+        for host, out in zip(self._results[key], results, strict=True):
+            host.copy_(out, non_blocking=True)
+        self.wait()
+        return self._results[key]
+
+    def _rehearse(self) -> None:
+        """Ask the backend about every op of a step, on tensors of the right sizes; nothing is computed."""
+
+        def ask(op: str, *args: Any, **kwargs: Any) -> Any:
+            spec = OPS[op]
+            args += (None,) * (len(spec.inputs) - len(args))
+            if reason := backends.why_not(self._backend, spec, spec.bind(args, kwargs), args, kwargs):
+                raise UnsupportedError(
+                    f"LLM: executor {self._backend!r} cannot run this model: {op}: {reason}; "
+                    "executor='auto' takes one that can"
+                )
+            return spec.fake(*args, **kwargs)
+
+        self._program.run(ask, self._padded.inputs())
+        self._walk(ask, 0)
