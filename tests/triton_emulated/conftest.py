@@ -17,6 +17,11 @@ if INTERPRETED:
     interpreter.repair()
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """NaN and infinity are values like others to a GPU; numpy warns of them where the interpreter computes."""
+    config.addinivalue_line("filterwarnings", "ignore::RuntimeWarning:triton.runtime.interpreter")
+
+
 def pytest_collection_modifyitems() -> None:
     if INTERPRETED == UNDER_TTSEM:
         raise pytest.UsageError(
