@@ -24,7 +24,11 @@ from pyspec.errors import UnsupportedError
 
 BACKENDS = ("cuda", "triton", "cpu", "spec")  # in the order of preference
 EMULATED = ("cuda-emulated", "triton-emulated")  # never chosen, only named
-KERNEL_FILES = {"add_rms_norm": "rms_norm", "gelu_mul": "silu_mul"}  # Triton kernels that share a file
+KERNEL_FILES = {
+    "add_rms_norm": "rms_norm",
+    "rms_norm_quantize": "rms_norm",
+    "gelu_mul": "silu_mul",
+}  # of Triton kernels in a family's file
 # Tensors whose values a contract's check may read: indices, lengths and masks of any rank, parameters that are vectors.
 _INDICES = (torch.int32, torch.int64, torch.bool)
 
@@ -185,9 +189,8 @@ def why_not(
 
 def _has_kernel(op: str, key: str) -> bool:
     """Whether a compiled kernel is registered under this dispatch key."""
-    return op not in _on_cuda_by_triton and torch._C._dispatch_has_kernel_for_dispatch_key(
-        f"pyspec::{op}", key
-    )
+    by_triton = key == "CUDA" and op in _on_cuda_by_triton
+    return not by_triton and torch._C._dispatch_has_kernel_for_dispatch_key(f"pyspec::{op}", key)
 
 
 def _cpu_missing(op: str) -> str:
