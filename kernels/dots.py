@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Products on tensor cores that the linear family shares: 16-bit halves, the order of sums, parts of K.
+
+The weight is the left operand: [BLOCK_N, BLOCK_K] @ [BLOCK_K, BLOCK_M]. The instruction's fixed side (16 rows of mma.sync, 64 of
+wgmma, 64 or 128 of tcgen05) then lies along the channels, and N alone chooses it. Rows of x are its columns: their number
+changes how many columns one instruction has, not how a column is summed. So a row's bits do not depend on M as far as the
+code decides it: same instruction kind, same BLOCK_K, same parts of K for one row and for a thousand. (That an instruction
+sums each of its columns alike is the hardware's; it was not measured.) One row also wastes less: 16 columns, not 64 rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+PROGRAMS = 264  # two per SM of a large GPU: what a call of one row should come to
+SHORTEST_PART = 128  # k: below that a part's prologue costs more than it brings
+
+
+@dataclass(frozen=True)
+class Config:
+    """How one call is cut. block_n, block_k and parts, which fix the order of sums, follow from N, K and the weight alone."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    part_k: int  # k of a part of K; parts are summed one after another
+    parts: int
+    split: bool  # whether each part is a program of its own (few rows) or all parts of a tile are one
+    num_warps: int
+    num_stages: int
+
+
+def pick_config(m: int, n: int, k: int, *, block_k: int, unit_k: int, dots: int = 1) -> Config:
+    """Tiles, parts of K (multiples of unit_k) and pipeline for x [m, k] and a weight [n, k], with `dots` products per step."""
+    block_n = 128 if n >= 64 * PROGRAMS else 64
+    tiles = triton.cdiv(n, block_n)
+    parts = 1
+    while 2 * parts * tiles <= PROGRAMS and k >= 2 * parts * max(SHORTEST_PART, unit_k):
+        parts *= 2
+    part_k = triton.cdiv(triton.cdiv(k, parts), unit_k) * unit_k
+    parts = triton.cdiv(k, part_k)
+    # 255 registers hold a tile of 128 x 128 and one product; halves of f32 operands take the place of half of it.
+    block_m = min((128 if dots == 1 else 64) * 128 // block_n, max(16, triton.next_power_of_2(m)), 128)
+    split = parts > 1 and tiles * triton.cdiv(m, block_m) < PROGRAMS
+    num_warps = 8 if block_n * block_m >= 64 * 128 else 4
+    return Config(block_m, block_n, block_k, part_k, parts, split, num_warps, 3)
+
+
+def dots_of(x: Tensor, weight_dtype: torch.dtype) -> int:
+    """Products per step: one more for each f32 operand, which enters as two halves."""
+    return 1 + (x.dtype == torch.float32) + (weight_dtype == torch.float32)
+
+
+def rows(x: Tensor) -> Tensor:
+    """x with its last dimension dense."""
+    return x if x.stride(-1) == 1 or x.size(-1) <= 1 else x.contiguous()
+
+
+@triton.jit
+def halves(x):
+    """x [.., ..] f32 as the sum of two bf16: an error of 2^-17 instead of 2^-9. Infinities become NaN."""
+    high = x.to(tl.bfloat16)
+    return high, (x - high.to(tl.float32)).to(tl.bfloat16)
+
+
+@triton.jit
+def dot(w, x, acc):
+    """acc + w @ x; an f32 operand enters as two bf16 halves, small products first, low @ low left out (2^-18)."""
+    if w.dtype == tl.float32:
+        w, w_low = halves(w)
+        acc = tl.dot(w_low, x.to(tl.bfloat16), acc)
+    if x.dtype == tl.float32:
+        x, x_low = halves(x)
+        acc = tl.dot(w, x_low, acc)
+    return tl.dot(w, x, acc)
+
+
+@triton.jit
+def sum_parts_kernel(
+    partial_ptr, bias_ptr, out_ptr, N, out_stride_m, partial_stride_p, partial_stride_m,
+    PARTS: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """out[m, n] = ((0 + partial[0]) + partial[1]) ... + bias[n], as a program that has all parts does it."""
+    m = tl.program_id(1).to(tl.int64)
+    offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    mask_n = offs_n < N
+    total = tl.zeros([BLOCK_N], tl.float32)
+    part_ptr = partial_ptr + m * partial_stride_m
+    for _ in tl.static_range(PARTS):
+        total += tl.load(part_ptr + offs_n, mask=mask_n, other=0.0)
+        part_ptr += partial_stride_p
+    if bias_ptr is not None:
+        total += tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0)
+    tl.store(out_ptr + m * out_stride_m + offs_n, total, mask=mask_n)
+
+
+def partials(config: Config, out: Tensor) -> Tensor:
+    """Where the main kernel writes [parts, M, N]: out itself unless each part is a program of its own."""
+    return out.new_empty(config.parts, *out.shape) if config.split else out[None]
+
+
+def sum_parts(partial: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    """Second launch of a split call."""
+    m, n = out.shape
+    block_n = min(1024, max(32, triton.next_power_of_2(n)))
+    sum_parts_kernel[(triton.cdiv(n, block_n), m)](
+        partial, bias, out, n, out.stride(0), partial.stride(0), partial.stride(1), PARTS=partial.size(0), BLOCK_N=block_n,
+    )  # fmt: skip
+
+
+def zeros_where_empty(out: Tensor, k: int, bias: Tensor | None) -> bool:
+    """Whether there is nothing to launch; sums over no k are zeros plus the bias."""
+    if out.numel() and k == 0:
+        out.copy_(torch.zeros_like(out) if bias is None else bias.expand_as(out))
+    return out.numel() == 0 or k == 0

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""fp8_linear in Triton: float rows times an e4m3 weight with scales. Specification: pyspec/spec/fp8_linear.py.
+
+    block:            acc = fma(sum over the 128 k of a block of x * weight, scale, acc)     in order of k
+    tensor, channel:  out = (sum of x * weight) * scale
+
+e4m3 is exact in bf16, so x decides the number of products. Its bits are moved by integer arithmetic: sm_80 converts no e4m3.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pyspec import spec
+
+from .dots import Config, dot, dots_of, partials, rows, sum_parts, zeros_where_empty
+from .dots import pick_config as pick_tiles
+
+
+@triton.jit
+def e4m3_to_bf16(code):
+    """The value of e4m3 bits (u8): exponent and fraction stand 120 too low in f32, which also makes denormals right."""
+    bits = code.to(tl.int32)
+    magnitude = ((bits & 0x7F) << 20).to(tl.float32, bitcast=True) * (2.0**120)
+    magnitude = tl.where((bits & 0x7F) == 0x7F, float("nan"), magnitude)
+    return tl.where(bits >= 0x80, -magnitude, magnitude).to(tl.bfloat16)
+
+
+@triton.jit
+def fp8_linear_kernel(
+    x_ptr, weight_ptr, scale_ptr, out_ptr, M, N, K, x_stride_m, weight_stride_n, scale_stride_x, out_stride_p,
+    out_stride_m, part_k, GRANULARITY: tl.constexpr, PARTS: tl.constexpr, SPLIT: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """One tile of out, or of one part of K of it. A step is a whole block of scales where there are blocks."""
+    offs_n = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
+    offs_m = (tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
+    mask_n, mask_m = offs_n < N, offs_m < M
+    first = tl.program_id(2)
+    last = first + 1 if SPLIT else PARTS
+    if GRANULARITY == "block":
+        scale_ptrs = scale_ptr + offs_n // 128 * scale_stride_x
+    elif GRANULARITY == "channel":
+        scale_ptrs = scale_ptr + offs_n * scale_stride_x
+    else:
+        scale_ptrs = scale_ptr + offs_n * 0
+    total = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    for part in range(first, last):
+        acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+        for k in range(part * part_k, min(K, (part + 1) * part_k), BLOCK_K):
+            offs_k = k + tl.arange(0, BLOCK_K)
+            mask_k = offs_k < K
+            x = tl.load(
+                x_ptr + offs_m[None, :] * x_stride_m + offs_k[:, None], mask=mask_m[None, :] & mask_k[:, None], other=0.0
+            )
+            code = tl.load(
+                weight_ptr + offs_n[:, None] * weight_stride_n + offs_k[None, :],
+                mask=mask_n[:, None] & mask_k[None, :],
+                other=0,
+            )
+            w = e4m3_to_bf16(code)
+            if GRANULARITY == "block":
+                scale = tl.load(scale_ptrs + k // 128, mask=mask_n, other=0.0)
+                product = dot(w, x, tl.zeros([BLOCK_N, BLOCK_M], tl.float32))
+                acc = tl.fma(product, tl.broadcast_to(scale[:, None], [BLOCK_N, BLOCK_M]), acc)
+            else:
+                acc = dot(w, x, acc)
+        if GRANULARITY != "block":
+            acc *= tl.load(scale_ptrs, mask=mask_n, other=0.0)[:, None]
+        total += acc
+    out_ptrs = out_ptr + first.to(tl.int64) * out_stride_p + offs_m[None, :] * out_stride_m + offs_n[:, None]
+    tl.store(out_ptrs, total, mask=mask_n[:, None] & mask_m[None, :])
+
+
+def pick_config(m: int, n: int, k: int, granularity: str, dots: int = 2) -> Config:
+    """The launch for x [m, k] and a weight [n, k]: parts of K hold whole blocks."""
+    block_k = 128 if granularity == "block" else 64
+    return pick_tiles(m, n, k, block_k=block_k, unit_k=block_k, dots=dots)
+
+
+def fp8_linear(x: Tensor, weight: Tensor, scale: Tensor, *, granularity: str = "channel") -> Tensor:
+    """x [M, K] times the transpose of an e4m3 weight [N, K] with scales, as [M, N] f32."""
+    sizes = spec.fp8_linear.bind((x, weight, scale))
+    check = spec.fp8_linear.check
+    assert check is not None
+    check(sizes, x, weight, scale, granularity=granularity)  # of sizes: nothing is read
+    m, n, k = sizes["M"], sizes["N"], sizes["K"]
+    out = x.new_empty(m, n, dtype=torch.float32)
+    if zeros_where_empty(out, k, None):
+        return out
+    c = pick_config(m, n, k, granularity, dots_of(x, torch.bfloat16))
+    x, weight, scale, partial = rows(x), rows(weight.view(torch.uint8)), rows(scale), partials(c, out)
+    grid = (triton.cdiv(n, c.block_n), triton.cdiv(m, c.block_m), c.parts if c.split else 1)
+    fp8_linear_kernel[grid](
+        x, weight, scale, partial, m, n, k, x.stride(0), weight.stride(0), scale.stride(0), partial.stride(0),
+        partial.stride(1), c.part_k, GRANULARITY=granularity, PARTS=c.parts, SPLIT=c.split, BLOCK_M=c.block_m,
+        BLOCK_N=c.block_n, BLOCK_K=c.block_k, num_warps=c.num_warps, num_stages=c.num_stages,
+    )  # fmt: skip
+    if c.split:
+        sum_parts(partial, None, out)
+    return out

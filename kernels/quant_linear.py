@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""quant_linear in Triton: int8-quantised rows times GGUF rows as they are stored. Specification: pyspec/spec/quant_linear.py.
+
+Dot products of a group of 32 are exact int32; groups are folded in order, one fma each, so that the result has the bits of the
+CPU kernels whatever the tile and M are, and K is never split. The packed layout is the CPU kernels' own: refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pyspec import spec
+from pyspec.errors import UnsupportedError
+from pyspec.spec.quant_formats import FORMATS
+
+from .dots import rows
+from .gguf import group_scales, group_values, row_multiplier
+from .quantize_activations import quantize_activations
+
+
+@dataclass(frozen=True)
+class Config:
+    """How one call is cut."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+@triton.jit
+def quant_linear_kernel(
+    xq_ptr, xd_ptr, sums_ptr, qweight_ptr, bias_ptr, out_ptr, M, N, K, qweight_stride_n, out_stride_m,
+    FORMAT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """One tile of out."""
+    offs_n = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
+    offs_m = (tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
+    offs_k = tl.arange(0, 32)
+    mask_n, mask_m = (offs_n < N)[:, None], (offs_m < M)[None, :]
+    row_ptrs = qweight_ptr + offs_n[:, None] * qweight_stride_n
+    groups = K // 32
+    multiplier = row_multiplier(row_ptrs, mask_n, K, FORMAT)
+    acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    for g in range(0, groups):
+        xq = tl.load(xq_ptr + offs_m[None, :] * K + g * 32 + offs_k[:, None], mask=mask_m, other=0)
+        xd = tl.load(xd_ptr + offs_m[None, :] * groups + g, mask=mask_m, other=0.0)
+        w = group_values(row_ptrs, g, mask_n, FORMAT)
+        d, second = group_scales(row_ptrs, g, mask_n, FORMAT)
+        d = rounded(d, multiplier, FORMAT)
+        if FORMAT == "q6_k":  # a scale per 16 values: the other half of the group counts as zeros
+            left = tl.dot(tl.where(offs_k < 16, w, 0), xq, out_dtype=tl.int32).to(tl.float32)
+            right = tl.dot(tl.where(offs_k < 16, 0, w), xq, out_dtype=tl.int32).to(tl.float32)
+            acc = tl.fma(left, d * xd, acc)
+            acc = tl.fma(right, rounded(second, multiplier, FORMAT) * xd, acc)
+        else:
+            acc = tl.fma(tl.dot(w, xq, out_dtype=tl.int32).to(tl.float32), d * xd, acc)
+            if FORMAT == "q4_1" or FORMAT == "q4_k":
+                sums_ptrs = sums_ptr + (offs_m[None, :] * groups + g) * 2
+                total = tl.load(sums_ptrs, mask=mask_m, other=0) + tl.load(sums_ptrs + 1, mask=mask_m, other=0)
+                minimum = rounded(second, multiplier, FORMAT)
+                acc = tl.fma(
+                    tl.broadcast_to(xd * total.to(tl.float32), [BLOCK_N, BLOCK_M]),
+                    tl.broadcast_to(minimum, [BLOCK_N, BLOCK_M]),
+                    acc,
+                )
+    acc = acc * multiplier
+    if bias_ptr is not None:
+        acc += tl.load(bias_ptr + offs_n[:, None], mask=mask_n, other=0.0)
+    tl.store(out_ptr + offs_m[None, :] * out_stride_m + offs_n[:, None], acc, mask=mask_n & mask_m)
+
+
+@triton.jit
+def rounded(scale, multiplier, FORMAT: tl.constexpr):
+    """The scale that the op computes with: of K-quants 11 bits at the row's power of two."""
+    if FORMAT == "q4_k" or FORMAT == "q6_k":
+        return (scale / multiplier).to(tl.float16).to(tl.float32)
+    return scale
+
+
+def limit(sizes: dict[str, int], *args: Any, **kwargs: Any) -> str | None:
+    """Why this kernel cannot run a call."""
+    if kwargs.get("layout", "rows") == "packed":
+        return 'layout "packed" is that of the CPU kernels: pass GGUF rows'
+    return None
+
+
+def pick_config(m: int, n: int) -> Config:
+    """Sums are exact, so that tiles are free: small ones of channels for few rows, so that many programs fetch the weight."""
+    block_m = min(64, max(16, triton.next_power_of_2(m)))
+    block_n = 64 if block_m == 64 or n >= 64 * 132 else 32 if n >= 32 * 132 else 16
+    return Config(block_m, block_n, 4, 3)
+
+
+def quant_linear(
+    x: Tensor, qweight: Tensor, bias: Tensor | None = None, *, format: str, layout: str = "rows", num_rows: int = 0
+) -> Tensor:
+    """x [M, K] quantised to int8 times the transpose of GGUF rows, as [M, N] f32."""
+    sizes = spec.quant_linear.bind((x, qweight, bias))
+    check = spec.quant_linear.check
+    assert check is not None
+    check(sizes, x, qweight, bias, format=format, layout=layout, num_rows=num_rows)  # of sizes: nothing is read
+    if reason := limit(sizes, layout=layout):
+        raise UnsupportedError(f"quant_linear: {reason}")
+    m, n, k = sizes["M"], sizes["R"], sizes["K"]
+    out = x.new_empty(m, n, dtype=torch.float32)
+    if out.numel() == 0:
+        return out
+    c, qweight = pick_config(m, n), rows(qweight)
+    xq, xd, sums = quantize_activations(x)
+    quant_linear_kernel[(triton.cdiv(n, c.block_n), triton.cdiv(m, c.block_m))](
+        xq, xd, sums, qweight, None if bias is None else bias.contiguous(), out, m, n, k, qweight.stride(0),
+        out.stride(0), FORMAT=FORMATS[format].name, BLOCK_M=c.block_m, BLOCK_N=c.block_n, num_warps=c.num_warps,
+        num_stages=c.num_stages, enable_fp_fusion=False,
+    )  # fmt: skip
+    return out

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""w8a8_linear in Triton: int8 rows times an int8 weight, exact sums, two scales. Specification: pyspec/spec/w8a8_linear.py.
+
+The int32 sums are exact, so no tile, instruction or number of rows can change a bit of the result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pyspec import spec
+
+from .dots import rows
+
+
+@dataclass(frozen=True)
+class Config:
+    """How one call is cut."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+
+
+@triton.jit
+def w8a8_linear_kernel(
+    x_ptr, weight_ptr, x_scale_ptr, w_scale_ptr, out_ptr, M, N, K, x_stride_m, weight_stride_n, out_stride_m,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """One tile of out. The weight is the left operand: see dots.py."""
+    offs_n = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
+    offs_m = (tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
+    mask_n, mask_m = offs_n < N, offs_m < M
+    acc = tl.zeros([BLOCK_N, BLOCK_M], tl.int32)
+    for k in range(0, K, BLOCK_K):
+        offs_k = k + tl.arange(0, BLOCK_K)
+        mask_k = offs_k < K
+        x = tl.load(
+            x_ptr + offs_m[None, :] * x_stride_m + offs_k[:, None], mask=mask_m[None, :] & mask_k[:, None], other=0
+        )
+        w = tl.load(
+            weight_ptr + offs_n[:, None] * weight_stride_n + offs_k[None, :],
+            mask=mask_n[:, None] & mask_k[None, :],
+            other=0,
+        )
+        acc = tl.dot(w, x, acc)
+    w_scale = tl.load(w_scale_ptr + offs_n, mask=mask_n, other=0.0)
+    x_scale = tl.load(x_scale_ptr + offs_m, mask=mask_m, other=0.0)
+    out = acc.to(tl.float32) * w_scale[:, None] * x_scale[None, :]
+    out_ptrs = out_ptr + offs_m[None, :] * out_stride_m + offs_n[:, None]
+    tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=mask_n[:, None] & mask_m[None, :])
+
+
+def pick_config(m: int, n: int) -> Config:
+    """Small tiles of channels for few rows, so that many programs fetch the weight; tiles of a warp group for many."""
+    block_m = min(128, max(16, triton.next_power_of_2(m)))
+    if block_m <= 64:
+        block_n = 64 if n >= 64 * 132 else 32 if n >= 32 * 132 else 16
+        return Config(block_m, block_n, 128, 4, 4)
+    return Config(block_m, 128, 128, 8, 3)
+
+
+def w8a8_linear(
+    x: Tensor, weight: Tensor, x_scale: Tensor, w_scale: Tensor, *, out_dtype: torch.dtype
+) -> Tensor:
+    """x [M, K] i8 times the transpose of weight [N, K] i8, scaled, as [M, N] of out_dtype."""
+    sizes = spec.w8a8_linear.bind((x, weight, x_scale, w_scale))
+    check = spec.w8a8_linear.check
+    assert check is not None
+    check(sizes, x, weight, x_scale, w_scale, out_dtype=out_dtype)  # of sizes and dtypes: nothing is read
+    m, n, k = sizes["M"], sizes["N"], sizes["K"]
+    out = x.new_empty(m, n, dtype=out_dtype)
+    if out.numel() == 0:
+        return out
+    c = pick_config(m, n)
+    x, weight = rows(x), rows(weight)
+    w8a8_linear_kernel[(triton.cdiv(n, c.block_n), triton.cdiv(m, c.block_m))](
+        x, weight, x_scale.contiguous(), w_scale.contiguous(), out, m, n, k, x.stride(0), weight.stride(0),
+        out.stride(0), BLOCK_M=c.block_m, BLOCK_N=c.block_n, BLOCK_K=c.block_k, num_warps=c.num_warps,
+        num_stages=c.num_stages, enable_fp_fusion=False,
+    )  # fmt: skip
+    return out
