@@ -17,7 +17,6 @@ _LN2_LO = tl.constexpr(law.LN2_LO)
 _MAGIC = tl.constexpr(law.MAGIC)
 _EXP2_LOWEST = tl.constexpr(law.EXP2_LOWEST)
 _EXP2 = tl.constexpr(law.EXP2_COEFFICIENTS)
-MAX_GUMBEL = 23.0  # above the largest noise, that of word 0: 22.88
 
 
 @triton.jit
@@ -30,7 +29,9 @@ def exp2(x):
     for i in tl.static_range(10):
         q = q * f + _EXP2[9 - i]
     y = q * f + 1.0
-    return (y.to(tl.int64, bitcast=True) + (shifted.to(tl.int64, bitcast=True) << 52)).to(tl.float64, bitcast=True)
+    return (y.to(tl.int64, bitcast=True) + (shifted.to(tl.int64, bitcast=True) << 52)).to(
+        tl.float64, bitcast=True
+    )
 
 
 @triton.jit
@@ -57,7 +58,10 @@ def words(first, seed, stream, position, TOKENS: tl.constexpr):
     c2 = tl.zeros_like(c0) + stream.to(tl.uint32, bitcast=True)
     c3 = tl.zeros_like(c0)
     k0, k1 = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
-    low_factor, high_factor = tl.full(c0.shape, 0xD2511F53, tl.uint32), tl.full(c0.shape, 0xCD9E8D57, tl.uint32)
+    low_factor, high_factor = (
+        tl.full(c0.shape, 0xD2511F53, tl.uint32),
+        tl.full(c0.shape, 0xCD9E8D57, tl.uint32),
+    )
     for _ in tl.static_range(10):
         low, high = low_factor * c0, high_factor * c2
         c0, c2 = tl.umulhi(high_factor, c2) ^ c1 ^ k0, tl.umulhi(low_factor, c0) ^ c3 ^ k1

@@ -129,7 +129,9 @@ def sum_exp2(row_ptr, vocab, best, infinite, scale, cut_key, cut_id):
 
 
 @triton.jit
-def id_of_equal(row_ptr, vocab, infinite, cut_key, cut_id, key, rank, CLEAN: tl.constexpr, BLOCK: tl.constexpr):
+def id_of_equal(
+    row_ptr, vocab, infinite, cut_key, cut_id, key, rank, CLEAN: tl.constexpr, BLOCK: tl.constexpr
+):
     """The id of the rank-th (from 1) kept token with a key, and how many there are."""
     seen = tl.full([], 0, tl.int32)
     found = tl.full([], -1, tl.int32)
@@ -175,10 +177,16 @@ def bisect(
                 sum2 += tl.sum(tl.where(counts & (k > key2), w, 0), axis=0).to(tl.float64)
                 sum3 += tl.sum(tl.where(counts & (k > key3), w, 0), axis=0).to(tl.float64)
         if MASS:
-            near = (tl.abs(sum1 - limit) <= bound) | (tl.abs(sum2 - limit) <= bound) | (tl.abs(sum3 - limit) <= bound)
+            near = (
+                (tl.abs(sum1 - limit) <= bound)
+                | (tl.abs(sum2 - limit) <= bound)
+                | (tl.abs(sum3 - limit) <= bound)
+            )
             unsure = unsure | near.to(tl.int32)
         low = tl.where(sum1 < limit, low, tl.where(sum2 < limit, key1, tl.where(sum3 < limit, key2, key3)))
-        above = tl.where(sum1 < limit, sum1, tl.where(sum2 < limit, sum2, tl.where(sum3 < limit, sum3, above)))
+        above = tl.where(
+            sum1 < limit, sum1, tl.where(sum2 < limit, sum2, tl.where(sum3 < limit, sum3, above))
+        )
         high = tl.where(sum1 < limit, key1, tl.where(sum2 < limit, key2, tl.where(sum3 < limit, key3, high)))
     return high.to(tl.int32), above, unsure
 
@@ -207,7 +215,9 @@ def walk_mass(row_ptr, vocab, best, infinite, cut_key, cut_id, scale, limit, BLO
         for start in range(0, vocab, BLOCK):
             ids = start + tl.arange(0, BLOCK)
             k = order_key(load_row(row_ptr, ids, vocab, infinite, True))
-            lower = tl.maximum(lower, tl.max(tl.where((k < key) & kept(k, ids, cut_key, cut_id), k, lower), axis=0))
+            lower = tl.maximum(
+                lower, tl.max(tl.where((k < key) & kept(k, ids, cut_key, cut_id), k, lower), axis=0)
+            )
         going = (lower >= _LOWEST_KEY).to(tl.int32)
         if going > 0:
             key = lower
@@ -263,7 +273,9 @@ def draw(
 
 
 @triton.jit
-def first_in_order(row_ptr, scratch_ptr, vocab, infinite, num, CLEAN: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+def first_in_order(
+    row_ptr, scratch_ptr, vocab, infinite, num, CLEAN: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr
+):
     """The first `num` tokens of the order, num <= SIZE a power of two: ids and values [SIZE].
 
     scratch [num] i32 of this program alone: ids by position, until they are sorted.
@@ -322,3 +334,11 @@ def pick(
     value = load_row(row_ptr, token, vocab, infinite, True).to(tl.float64)
     tl.store(token_ptr, token)
     tl.store(logprob_ptr, tl.where(alive, (value - centre - log_sum).to(tl.float32), float("nan")))
+
+
+@triton.jit
+def request_of(cu_t_ptr, requests, t, BLOCK_B: tl.constexpr):
+    """The request whose nodes t is one of: the number of requests that end at or before t (empty ones among them)."""
+    offs_b = tl.arange(0, BLOCK_B)
+    end = tl.load(cu_t_ptr + 1 + offs_b, mask=offs_b < requests, other=_HIGHEST_KEY)
+    return tl.sum((end <= t).to(tl.int32), axis=0)

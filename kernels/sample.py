@@ -3,32 +3,42 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from pyspec import spec
-
+from .aot import AotCase
 from .dots import rows
 from .pipeline import pick, pick_config
+
+LAW_TYPES = {
+    "temperature": "*fp32", "top_k": "*i32", "top_p": "*fp32", "min_p": "*fp32", "seed": "*i64", "stream": "*i32"
+}  # fmt: skip
 
 
 @triton.jit
 def sample_kernel(
     logits_ptr, positions_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, seed_ptr, stream_ptr,
     token_ptr, logprob_ptr, top_tokens_ptr, top_logprobs_ptr, vocab, logits_stride_t,
-    NUM_LOGPROBS: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr,
+    NUM_LOGPROBS: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr, PLANTED_BUG: tl.constexpr = "",
 ):  # fmt: skip
     """One row."""
     t = tl.program_id(0).to(tl.int64)
-    vocab = tl.full([], 0, tl.int32) + vocab  # a number also where Triton makes 1 a constant
+    vocab = (
+        tl.full([], 1 if PLANTED_BUG == "one more" else 0, tl.int32) + vocab
+    )  # a number also where it is 1
+    out = t * 0 if PLANTED_BUG == "one row" else t
     pick(
         logits_ptr + t * logits_stride_t, vocab, tl.load(positions_ptr + t), tl.load(temperature_ptr + t),
         tl.load(top_k_ptr + t), tl.load(top_p_ptr + t), tl.load(min_p_ptr + t), tl.load(seed_ptr + t),
-        tl.load(stream_ptr + t), token_ptr + t, logprob_ptr + t, top_tokens_ptr + t * NUM_LOGPROBS,
-        top_logprobs_ptr + t * NUM_LOGPROBS, NUM_LOGPROBS, SIZE, BLOCK,
+        tl.load(stream_ptr + t), token_ptr + out, logprob_ptr + out, top_tokens_ptr + out * NUM_LOGPROBS,
+        top_logprobs_ptr + out * NUM_LOGPROBS, NUM_LOGPROBS, SIZE, BLOCK,
     )  # fmt: skip
+
+
+def top_size(num: int) -> int:
+    """Slots in which `num` tokens are sorted."""
+    return max(2, triton.next_power_of_2(num))
 
 
 def sample(
@@ -36,16 +46,38 @@ def sample(
     stream: Tensor, *, num_logprobs: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """token [T], logprob [T], and the num_logprobs first tokens of each row with their logprobs."""
-    laws = (positions, temperature, top_k, top_p, min_p, seed, stream)
-    sizes = spec.sample.bind((logits, *laws))
-    t, vocab = sizes["T"], sizes["V"]
-    token, logprob = positions.new_empty(t), logits.new_empty(t)
-    top_tokens, top_logprobs = positions.new_empty(t, num_logprobs), logits.new_empty(t, num_logprobs)
+    return _launch(logits, (positions, temperature, top_k, top_p, min_p, seed, stream), num_logprobs)
+
+
+def _launch(
+    logits: Tensor, laws: tuple[Tensor, ...], num: int, bug: str = ""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    t, vocab = logits.shape
+    ints = laws[0]
+    out = ints.new_empty(t), logits.new_empty(t), ints.new_empty(t, num), logits.new_empty(t, num)
     if t:
         c, logits = pick_config(vocab), rows(logits)
         sample_kernel[(t,)](
-            logits, *(law.contiguous() for law in laws), token, logprob, top_tokens, top_logprobs, vocab,
-            logits.stride(0), NUM_LOGPROBS=num_logprobs, SIZE=max(2, triton.next_power_of_2(num_logprobs)),
-            BLOCK=c.block, num_warps=c.num_warps, enable_fp_fusion=False,
+            logits, *(law.contiguous() for law in laws), *out, vocab, logits.stride(0),
+            NUM_LOGPROBS=num, SIZE=top_size(num), BLOCK=c.block, PLANTED_BUG=bug,
+            num_warps=c.num_warps, enable_fp_fusion=False,
         )  # fmt: skip
-    return token, logprob, top_tokens, top_logprobs
+    return out
+
+
+def aot_cases() -> list[AotCase]:
+    """Small and large vocabularies, without and with logprobs of 8 tokens."""
+    cases = []
+    for vocab, num in ((1024, 0), (49152, 0), (49152, 8)):
+        c = pick_config(vocab)
+        signature = {
+            "logits_ptr": "*fp32", "positions_ptr": "*i32", **{f"{name}_ptr": kind for name, kind in LAW_TYPES.items()},
+            "token_ptr": "*i32", "logprob_ptr": "*fp32", "top_tokens_ptr": "*i32", "top_logprobs_ptr": "*fp32",
+            "vocab": "i32", "logits_stride_t": "i32", "NUM_LOGPROBS": "constexpr", "SIZE": "constexpr",
+            "BLOCK": "constexpr", "PLANTED_BUG": "constexpr",
+        }  # fmt: skip
+        constants = {"NUM_LOGPROBS": num, "SIZE": top_size(num), "BLOCK": c.block, "PLANTED_BUG": ""}
+        cases.append(
+            AotCase(f"sample-V{vocab}-N{num}", sample_kernel, signature, constants, num_warps=c.num_warps)
+        )
+    return cases
