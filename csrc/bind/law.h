@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Checks of values that sample and verify_tree share: the rules and messages of pyspec/spec/pipeline.py.
+// Checks that sample, verify_tree and build_tree share: the rules and messages of pyspec/spec/pipeline.py.
 #pragma once
 
 #include <cmath>
 #include <string>
 
 #include "bind/check.h"
+#include "bind/launch.h"
 
 namespace pyspec {
 
@@ -25,6 +26,20 @@ void check_values(const Checker& check, const char* name, const std::string& rul
   for (int64_t i = 0; i < values.numel(); ++i)
     if (!ok(data[i]))
       check.value(false, (name + ("[" + std::to_string(i) + "]")).c_str(), rule, value_text(data[i]));
+}
+
+// Offsets come before the tensors that have B entries: B is the size of the first of those that is a vector,
+// or, where none is (refused later), what the offsets say.
+inline DimRef offsets_size(const at::Tensor& cu_t, std::initializer_list<const at::Tensor*> per_request) {
+  int64_t batch = -1;
+  for (const at::Tensor* t : per_request)
+    if (batch < 0 && t->dim() == 1) batch = t->size(0);
+  if (batch < 0 && cu_t.dim() == 1) batch = cu_t.size(0) - 1;
+  return DimRef("B+1", batch + 1);
+}
+
+inline void check_vocab(const Checker& check, int64_t vocab) {
+  check.value(vocab >= 1, "logits", "[T, V] with V >= 1", "V=0");
 }
 
 // One request's or row's sampling parameters, contiguous.
@@ -51,12 +66,14 @@ struct LawTensors {
     stream = stream_.contiguous();
   }
 
-  void check_ranges(const Checker& check, int64_t vocab, int64_t num_logprobs) const {
+  // Values are the caller's business on a GPU: to read them here would wait for it.
+  void check_ranges(const Checker& check, int64_t vocab, int64_t num_logprobs, Place place) const {
     constexpr int64_t kMaxLogprobs = 1024;
-    check.value(vocab >= 1, "logits", "[T, V] with V >= 1", "V=0");
+    check_vocab(check, vocab);
     const int64_t most = std::min(vocab, kMaxLogprobs);
     check.value(num_logprobs >= 0 && num_logprobs <= most, "num_logprobs",
                 "in [0, " + std::to_string(most) + "]", num_logprobs);
+    if (place == Place::kGpu) return;
     check_values<int32_t>(check, position_name_, ">= 0", position, [](int32_t x) { return x >= 0; });
     check_values<float>(check, "temperature", "finite and >= 0", temperature,
                         [](float x) { return std::isfinite(x) && x >= 0; });

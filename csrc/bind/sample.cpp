@@ -1,44 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// torch binding of sample.
-#include "pyspec/sample.h"
+// torch binding of sample on the CPU.
+#include "bind/sample.h"
 
-#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
-#include <tuple>
-
-#include "bind/law.h"
-
 namespace pyspec {
-namespace {
 
-using Picked = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
-
-Picked sample(const at::Tensor& logits, const at::Tensor& positions, const at::Tensor& temperature,
-              const at::Tensor& top_k, const at::Tensor& top_p, const at::Tensor& min_p,
-              const at::Tensor& seed, const at::Tensor& stream, int64_t num_logprobs) {
-  Dim T{"T"}, V{"V"};
-  Checker check("sample");
-  check.tensor("logits", logits, {T, V}, {at::kFloat});
-  const LawTensors law(check, T, "positions", positions, temperature, top_k, top_p, min_p, seed, stream);
-  law.check_ranges(check, V.size, num_logprobs);
-  const at::Tensor rows = logits.stride(1) == 1 ? logits : logits.contiguous();
-  at::Tensor token = at::empty({T.size}, positions.options());
-  at::Tensor logprob = at::empty({T.size}, logits.options());
-  at::Tensor top_tokens = at::empty({T.size, num_logprobs}, positions.options());
-  at::Tensor top_logprobs = at::empty({T.size, num_logprobs}, logits.options());
-  sample_cpu({rows.const_data_ptr<float>(), law.position.const_data_ptr<int32_t>(),
-              law.temperature.const_data_ptr<float>(), law.top_k.const_data_ptr<int32_t>(),
-              law.top_p.const_data_ptr<float>(), law.min_p.const_data_ptr<float>(),
-              law.seed.const_data_ptr<int64_t>(), law.stream.const_data_ptr<int32_t>(),
-              token.mutable_data_ptr<int32_t>(), logprob.mutable_data_ptr<float>(),
-              top_tokens.mutable_data_ptr<int32_t>(), top_logprobs.mutable_data_ptr<float>(), T.size, V.size,
-              num_logprobs, rows.stride(0)});
-  return {token, logprob, top_tokens, top_logprobs};
+TORCH_LIBRARY_IMPL(pyspec, CPU, m) {
+  m.impl("sample", sample<on_cpu<SampleParams, sample_cpu>, Place::kCpu>);
 }
-
-}  // namespace
-
-TORCH_LIBRARY_IMPL(pyspec, CPU, m) { m.impl("sample", sample); }
 
 }  // namespace pyspec

@@ -25,5 +25,6 @@ struct SampleParams {
 
 // Values must be in the ranges of the specification: the launch does not check them.
 void sample_cpu(const SampleParams& p);
+void sample_cuda(const SampleParams& p, void* stream);
 
 }  // namespace pyspec

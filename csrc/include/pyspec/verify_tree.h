@@ -7,7 +7,7 @@
 namespace pyspec {
 
 struct VerifyTreeParams {
-  const float* logits;       // [T, V], row stride logits_stride_t; only rows of walked nodes are read
+  const float* logits;       // [T, V], row stride logits_stride_t; rows that are not walked do not matter
   const int32_t* tokens;     // [T]
   const int32_t* parents;    // [T] local to the request, -1 for its first node
   const int32_t* cu_t;       // [B+1]
@@ -24,11 +24,20 @@ struct VerifyTreeParams {
   float* logprobs;           // [B, max_path], 0 beyond path_len; null: not wanted
   int32_t* top_tokens;       // [B, max_path, num_logprobs], -1 beyond path_len
   float* top_logprobs;       // [B, max_path, num_logprobs], 0 beyond path_len
-  int64_t B, V, max_path, num_logprobs;  // num_logprobs must be 0 without logprobs
+  int32_t* node_picks;       // [T * (1 + num_logprobs)] memory for the CUDA kernel if picks_all_nodes(T)
+  float* node_logprobs;      // [T * (1 + num_logprobs)]
+  int64_t T, B, V, max_path, num_logprobs;  // num_logprobs must be 0 without logprobs
   int64_t logits_stride_t;
 };
 
+// How the CUDA kernel takes T nodes: all of them at once, on multiprocessors that would idle otherwise, or a
+// block per request that reads the rows of its path one after another. A path has 2 to 5 rows and a GPU 100
+// to 160 multiprocessors, each with one block of 512 threads: up to two rounds of them all at once is the
+// faster way.
+constexpr bool picks_all_nodes(int64_t T) { return T <= 264; }
+
 // Values must be in the ranges of the specification: the launch does not check them.
 void verify_tree_cpu(const VerifyTreeParams& p);
+void verify_tree_cuda(const VerifyTreeParams& p, void* stream);
 
 }  // namespace pyspec

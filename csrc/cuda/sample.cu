@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+// CUDA sample, sm_80 and newer: one block is one row (csrc/cuda/pipeline.cuh). Rows are independent, and
+// every number that decides a token is the specification's, so the bits do not depend on threads or their
+// order.
+//
+//   PYSPEC_BUG  planted for the tests
+//   1           the noise's counter holds stream and position in each other's place
+//   2           ties of the draw go to the highest id
+//   3           the bound below which a token cannot win is one bit too low
+//   4           select: the count of keys may change before everyone has read it
+//   5           lane sums are folded neighbours first
+//   6           top-p trusts sums of another order, however close the cut is
+#include <algorithm>
+
+#include "cuda/pipeline.cuh"
+#include "pyspec/sample.h"
+
+namespace pyspec {
+namespace {
+
+__global__ void __launch_bounds__(cuda::kThreads, 1) sample_rows(const SampleParams p) {
+  PYSPEC_DYNAMIC_SHARED(smem);
+  auto& scratch = *reinterpret_cast<cuda::Scratch*>(smem);
+  for (int64_t t = blockIdx.x; t < p.T; t += gridDim.x) {
+    const cuda::Law law{p.temperature[t], p.top_p[t], p.min_p[t], p.top_k[t], p.stream[t], p.seed[t]};
+    const cuda::Pick out{p.token + t, p.logprob ? p.logprob + t : nullptr, p.top_tokens + t * p.num_logprobs,
+                         p.top_logprobs + t * p.num_logprobs};
+    cuda::pick(p.logits + t * p.logits_stride_t, p.V, p.positions[t], law, p.num_logprobs, out, scratch);
+  }
+}
+
+}  // namespace
+
+void sample_cuda(const SampleParams& p, void* stream) {
+  if (p.T == 0) return;
+  PYSPEC_LAUNCH(sample_rows, unsigned(std::min(p.T, cuda::kMaxBlocks)), cuda::kThreads, sizeof(cuda::Scratch),
+                stream, p);
+}
+
+}  // namespace pyspec
