@@ -40,7 +40,7 @@ class AotCase:
     """One kernel as one usual call compiles it.
 
     `signature` has Triton's type of every argument in order, e.g. `*bf16`, `i32` or `constexpr`; `attrs` names the arguments that are
-    multiples of 16 (None: all pointers), as the launcher finds out at run time.
+    multiples of 16 (None: pointers and strides), as the launcher finds out at run time.
     """
 
     name: str
@@ -68,11 +68,13 @@ class Resources:
         return self.instructions["local_load"] + self.instructions["local_store"]
 
 
-def compile_case(case: AotCase, capability: int) -> Resources:
-    """Compile for a compute capability (90 and 100 with their architecture-specific instructions) and read the machine code."""
+def compiled(case: AotCase, capability: int) -> Any:
+    """Triton's compiled kernel for a compute capability (90 and 100 with their architecture-specific instructions)."""
     aligned = case.attrs
     if aligned is None:
-        aligned = tuple(name for name, kind in case.signature.items() if kind.startswith("*"))
+        aligned = tuple(
+            name for name, kind in case.signature.items() if kind.startswith("*") or "_stride_" in name
+        )
     names = list(case.signature)
     source = ASTSource(
         fn=case.fn,
@@ -81,7 +83,12 @@ def compile_case(case: AotCase, capability: int) -> Resources:
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
     options = {"num_warps": case.num_warps, "num_stages": case.num_stages, **case.options}
-    kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def compile_case(case: AotCase, capability: int) -> Resources:
+    """Compile for a compute capability and read the machine code."""
+    kernel = compiled(case, capability)
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(kernel.asm["cubin"])

@@ -76,5 +76,5 @@ def test_softcap_missing_mask_is_found() -> None:
 
 def test_configs() -> None:
     assert gates.pick_config(1) == gates.Config(32, 1)
-    assert gates.pick_config(300) == gates.Config(512, 2)
-    assert gates.pick_config(128256) == gates.Config(1024, 4)
+    assert gates.pick_config(300) == gates.Config(512, 4)
+    assert gates.pick_config(128256) == gates.Config(1024, 8)
