@@ -80,7 +80,7 @@ def main(
     except (GateError, KeyboardInterrupt) as error:
         failure = error
     if rows:
-        print_table(rows)
+        getattr(module, "print_rows", print_table)(rows)
         if json_file:
             write_json(json_file, rows)
         if csv_file:
