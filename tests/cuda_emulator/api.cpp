@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+// The emulator's C interface, which tests/cuda_emulator/emulator.py calls, and the list of findings.
+#include <sys/mman.h>
+
+#include <cstdarg>
+#include <cstdio>
+#include <mutex>
+#include <vector>
+
+#include "block_order.h"
+#include "memory.h"
+#include "runtime.h"
+#include "shadow.h"
+
+namespace emulator {
+
+namespace {
+
+struct Finding {
+  const char* kind;
+  Place place;
+  std::string text, kernel;
+};
+std::vector<Finding> findings;
+uint64_t reports = 0;
+std::string kernel_name;
+std::mutex mutex;
+
+}  // namespace
+
+void report(const char* kind, Place place, const std::string& text) {
+  const std::lock_guard lock(mutex);
+  ++reports;
+  for (const Finding& known : findings)
+    if (known.kind == std::string_view(kind) && known.place == place) return;
+  findings.push_back({kind, place, text, kernel_name});
+}
+
+uint64_t number_of_reports() { return reports; }
+
+std::string format(const char* pattern, ...) {
+  char text[512];
+  va_list arguments;
+  va_start(arguments, pattern);
+  std::vsnprintf(text, sizeof text, pattern, arguments);
+  va_end(arguments);
+  return text;
+}
+
+std::string thread_name(const Fiber& fiber) {
+  const uint3 &t = fiber.thread_index, &b = fiber.block_index;
+  return format("thread (%u, %u, %u) of block (%u, %u, %u)", t.x, t.y, t.z, b.x, b.y, b.z);
+}
+
+void begin_launch(const char* kernel, uint32_t) {
+  kernel_name = kernel;
+  begin_launch_order();
+}
+
+void end_launch() {}
+
+}  // namespace emulator
+
+extern "C" {
+
+void emulator_configure(int order, int copies, uint64_t seed, int os_threads, int smem_limit, bool checked,
+                        bool counting) {
+  emulator::settings() = {
+      emulator::Order(order), emulator::Copies(copies), seed, os_threads, smem_limit, checked, counting};
+}
+
+int emulator_findings() { return int(emulator::findings.size()); }
+
+// Of finding i: kind, text, kernel, and its file and line, or a null file and a program counter.
+void emulator_finding(int i, const char** texts, uint64_t* at) {
+  const emulator::Finding& finding = emulator::findings[size_t(i)];
+  texts[0] = finding.kind;
+  texts[1] = finding.text.c_str();
+  texts[2] = finding.kernel.c_str();
+  texts[3] = finding.place.file;
+  *at = finding.place.at;
+}
+
+void emulator_clear_findings() { emulator::findings.clear(); }
+
+void emulator_name_buffer(const void* data, const char* name) {
+  if (emulator::Buffer* const buffer = emulator::find_buffer(data)) buffer->name = name;
+}
+
+// Its pages cannot be written from here on.
+void emulator_protect(const void* data) {
+  emulator::Buffer* const buffer = emulator::find_buffer(data);
+  auto* const begin = static_cast<unsigned char*>(buffer->mapping) + emulator::kGuard;
+  mprotect(begin, buffer->mapping_bytes - 2 * emulator::kGuard, PROT_READ);
+}
+}
