@@ -1,32 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// torch bindings of linear and linear_packed.
-#include "pyspec/linear.h"
+// torch bindings of linear and linear_packed on the CPU.
+#include "bind/linear.h"
 
-#include <ATen/ops/empty.h>
 #include <torch/library.h>
-
-#include "bind/check.h"
-#include "bind/rows.h"
 
 namespace pyspec {
 namespace {
 
 using OptionalTensor = std::optional<at::Tensor>;
-
-at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias) {
-  Dim M{"M"}, N{"N"}, K{"K"};
-  Checker check("linear");
-  check.tensor("x", x, {M, K}, {at::kFloat, at::kBFloat16});
-  check.tensor("weight", weight, {N, K}, {at::kFloat, at::kBFloat16});
-  if (bias) check.tensor("bias", *bias, {N}, {at::kFloat});
-  const at::Tensor xs = f32_rows(x), w = weight.stride(1) == 1 ? weight : weight.contiguous();
-  const at::Tensor b = bias ? bias->contiguous() : at::Tensor();
-  at::Tensor out = at::empty({M.size, N.size}, xs.options());
-  linear_cpu({xs.const_data_ptr<float>(), w.const_data_ptr(), bias ? b.const_data_ptr<float>() : nullptr,
-              out.mutable_data_ptr<float>(), to_dtype(weight.scalar_type()), false, M.size, N.size, K.size,
-              xs.stride(0), w.stride(0), N.size});
-  return out;
-}
 
 at::Tensor linear_packed(const at::Tensor& x, const at::Tensor& packed, const OptionalTensor& bias,
                          int64_t num_rows) {
@@ -55,7 +36,7 @@ at::Tensor linear_packed(const at::Tensor& x, const at::Tensor& packed, const Op
 }  // namespace
 
 TORCH_LIBRARY_IMPL(pyspec, CPU, m) {
-  m.impl("linear", linear);
+  m.impl("linear", linear<on_cpu<LinearParams, linear_cpu>, Place::kCpu>);
   m.impl("linear_packed", linear_packed);
 }
 

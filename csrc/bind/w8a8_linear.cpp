@@ -1,38 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// torch binding of w8a8_linear.
-#include "pyspec/w8a8_linear.h"
+// torch binding of w8a8_linear on the CPU.
+#include "bind/w8a8_linear.h"
 
-#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
-#include "bind/check.h"
-
 namespace pyspec {
-namespace {
 
-at::Tensor w8a8_linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& x_scale,
-                       const at::Tensor& w_scale, at::ScalarType out_dtype) {
-  Dim M{"M"}, N{"N"}, K{"K"};
-  Checker check("w8a8_linear");
-  check.tensor("x", x, {M, K}, {at::kChar});
-  check.tensor("weight", weight, {N, K}, {at::kChar});
-  check.tensor("x_scale", x_scale, {M}, {at::kFloat});
-  check.tensor("w_scale", w_scale, {N}, {at::kFloat});
-  TORCH_CHECK_TYPE(out_dtype == at::kFloat || out_dtype == at::kBFloat16 || out_dtype == at::kHalf,
-                   "w8a8_linear: out_dtype must be f32|bf16|f16, got ", dtype_name(out_dtype));
-  check.value(K.size < 1 << 17, "x", "[M, K] with K < 131072", list_text(x.sizes()));
-  const at::Tensor xs = x.stride(1) == 1 ? x : x.contiguous();
-  const at::Tensor w = weight.stride(1) == 1 ? weight : weight.contiguous();
-  const at::Tensor row = x_scale.contiguous(), channel = w_scale.contiguous();
-  at::Tensor out = at::empty({M.size, N.size}, x.options().dtype(out_dtype));
-  w8a8_linear_cpu({xs.const_data_ptr<int8_t>(), w.const_data_ptr<int8_t>(), row.const_data_ptr<float>(),
-                   channel.const_data_ptr<float>(), out.mutable_data_ptr(), to_dtype(out_dtype), M.size,
-                   N.size, K.size, xs.stride(0), w.stride(0)});
-  return out;
+TORCH_LIBRARY_IMPL(pyspec, CPU, m) {
+  m.impl("w8a8_linear", w8a8_linear<on_cpu<W8A8LinearParams, w8a8_linear_cpu>, Place::kCpu>);
 }
-
-}  // namespace
-
-TORCH_LIBRARY_IMPL(pyspec, CPU, m) { m.impl("w8a8_linear", w8a8_linear); }
 
 }  // namespace pyspec

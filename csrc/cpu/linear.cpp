@@ -29,9 +29,9 @@ void run(const LinearParams& p) {
     }
     const auto product =
         count == 1 ? panel_product<kBF16, kTileRows, 1> : panel_product<kBF16, kTileRows, kTileBlocks>;
-    product(p.x + m * p.x_stride_m, p.x_stride_m, weight, p.K, p.bias ? p.bias + n : nullptr,
-            p.out + m * p.out_stride_m + n, p.out_stride_m, std::min(chunk, p.M - m),
-            int(std::min(p.N - n, count * 16)));
+    product(static_cast<const float*>(p.x) + m * p.x_stride_m, p.x_stride_m, weight, p.K,
+            p.bias ? p.bias + n : nullptr, p.out + m * p.out_stride_m + n, p.out_stride_m,
+            std::min(chunk, p.M - m), int(std::min(p.N - n, count * 16)));
   });
 }
 

@@ -41,8 +41,8 @@ void w4a16_linear(const W4A16LinearParams& p) {
   parallel_for((p.N + 15) / 16, [&](int64_t i) {
     auto* block = static_cast<float*>(thread_scratch(size_t(packed_block_elements(p.K)) * 4));
     dequantise_block(p, i * 16, block);
-    panel_product<false, kTileRows, 1>(p.x, p.x_stride_m, block, p.K, nullptr, p.out + i * 16, p.N, p.M,
-                                       int(std::min<int64_t>(16, p.N - i * 16)));
+    panel_product<false, kTileRows, 1>(static_cast<const float*>(p.x), p.x_stride_m, block, p.K, nullptr,
+                                       p.out + i * 16, p.N, p.M, int(std::min<int64_t>(16, p.N - i * 16)));
   });
 }
 

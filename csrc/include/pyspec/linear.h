@@ -14,7 +14,7 @@ inline int64_t packed_weight_bytes(int64_t N, int64_t K, DType dtype) {
 }
 
 struct LinearParams {
-  const float* x;      // [M, K], row stride x_stride_m
+  const void* x;       // [M, K] of x_dtype, row stride x_stride_m
   const void* weight;  // f32 or bf16; packed (aligned to 64), or rows [N, K] with stride weight_stride_n
   const float* bias;   // [N] or null
   float* out;          // [M, N], row stride out_stride_m
@@ -22,8 +22,10 @@ struct LinearParams {
   bool packed;         // false packs every block on the fly: slow for few rows
   int64_t M, N, K;
   int64_t x_stride_m, weight_stride_n, out_stride_m;
+  DType x_dtype = DType::kF32;  // on GPUs bf16 as well, and there rows are as bind/rows.h pads them to 32 k
 };
 
 void linear_cpu(const LinearParams& p);
+void linear_cuda(const LinearParams& p, void* stream);  // rows only
 
 }  // namespace pyspec

@@ -7,7 +7,7 @@
 namespace pyspec {
 
 struct W4A16LinearParams {
-  const float* x;          // [M, K], row stride x_stride_m
+  const void* x;           // [M, K] of x_dtype, row stride x_stride_m
   const uint8_t* qweight;  // [N, K/2]: low nibble k even, high nibble k odd
   const void* scales;      // [N, J] of `dtype`
   const void* zeros;       // [N, J] of `dtype`, or null: 8
@@ -16,8 +16,10 @@ struct W4A16LinearParams {
   DType dtype;             // of scales and zeros
   int64_t M, N, K, J, group_size;
   int64_t x_stride_m;
+  DType x_dtype = DType::kF32;  // on GPUs bf16 as well, and there rows are as bind/rows.h pads them to 32 k
 };
 
 void w4a16_linear_cpu(const W4A16LinearParams& p);
+void w4a16_linear_cuda(const W4A16LinearParams& p, void* stream);
 
 }  // namespace pyspec

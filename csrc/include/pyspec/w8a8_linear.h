@@ -17,6 +17,8 @@ struct W8A8LinearParams {
   int64_t x_stride_m, weight_stride_n;
 };
 
+// On GPUs rows of x are as bind/rows.h pads them to 32 k.
 void w8a8_linear_cpu(const W8A8LinearParams& p);
+void w8a8_linear_cuda(const W8A8LinearParams& p, void* stream);
 
 }  // namespace pyspec
