@@ -10,11 +10,21 @@ from pyspec.backends import explain
 from pyspec.errors import UnsupportedError
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "SamplingParams", "UnsupportedError", "__version__", "explain", "ops", "spec"]
+__all__ = [
+    "LLM",
+    "SamplingParams",
+    "UnsupportedError",
+    "__version__",
+    "explain",
+    "ops",
+    "plan_tree_attention",
+    "spec",
+]
 
 backends.load_native()
 
 from pyspec import ops  # noqa: E402 - its functions need the backends loaded
+from pyspec.plans import plan_tree_attention  # noqa: E402
 
 if TYPE_CHECKING:
     from pyspec.engine import LLM, SamplingParams
