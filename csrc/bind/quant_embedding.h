@@ -30,7 +30,9 @@ at::Tensor quant_embedding(const at::Tensor& ids, const at::Tensor& qweight, std
     check_gguf_rows(check, qweight, f);
   }
   check.value(!packed || kPlace == Place::kCpu, "layout", "rows on GPUs", layout);
-  const at::Tensor id = ids.contiguous(), w = qweight.contiguous();
+  const at::Tensor id = ids.contiguous();
+  at::Tensor w = qweight.contiguous();
+  if (reinterpret_cast<uintptr_t>(w.const_data_ptr()) % 2 != 0) w = w.clone();  // kernels read rows by twos
   check_ids(check, id, rows, kPlace);
   at::Tensor out = at::empty({T.size, k}, qweight.options().dtype(at::kFloat));
   kLaunch(qweight.device(), {id.const_data_ptr<int32_t>(), w.const_data_ptr<uint8_t>(),

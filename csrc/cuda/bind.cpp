@@ -5,9 +5,23 @@
 // are those that tests/cuda_emulator has compiled for the CPU.
 #include <torch/library.h>
 
+#include "bind/append_kv.h"
+#include "bind/build_tree.h"
+#include "bind/commit_kv.h"
+#include "bind/embedding.h"
+#include "bind/fp8_linear.h"
+#include "bind/linear.h"
+#include "bind/quant_embedding.h"
+#include "bind/quantize_activations.h"
 #include "bind/rms_norm.h"
+#include "bind/rms_norm_quantize.h"
+#include "bind/rope.h"
+#include "bind/sample.h"
 #include "bind/silu_mul.h"
 #include "bind/softcap.h"
+#include "bind/verify_tree.h"
+#include "bind/w4a16_linear.h"
+#include "bind/w8a8_linear.h"
 
 #if defined(PYSPEC_EMULATED)
 #include "emulated_binding.h"
@@ -35,18 +49,46 @@
 namespace pyspec {
 namespace {
 
+PYSPEC_CUDA_KERNEL(append_kv, AppendKvParams)
+PYSPEC_CUDA_KERNEL(build_tree, BuildTreeParams)
+PYSPEC_CUDA_KERNEL(commit_kv, CommitKvParams)
+PYSPEC_CUDA_KERNEL(embedding, EmbeddingParams)
+PYSPEC_CUDA_KERNEL(fp8_linear, Fp8LinearParams)
+PYSPEC_CUDA_KERNEL(linear, LinearParams)
+PYSPEC_CUDA_KERNEL(quant_embedding, QuantEmbeddingParams)
+PYSPEC_CUDA_KERNEL(quantize_activations, QuantizedRowsParams)
 PYSPEC_CUDA_KERNEL(rms_norm, RmsNormParams)
+PYSPEC_CUDA_KERNEL(rms_norm_quantize, RmsNormQuantizeParams)
+PYSPEC_CUDA_KERNEL(rope, RopeParams)
+PYSPEC_CUDA_KERNEL(sample, SampleParams)
 PYSPEC_CUDA_KERNEL(silu_mul, SiluMulParams)
 PYSPEC_CUDA_KERNEL(softcap, SoftcapParams)
+PYSPEC_CUDA_KERNEL(verify_tree, VerifyTreeParams)
+PYSPEC_CUDA_KERNEL(w4a16_linear, W4A16LinearParams)
+PYSPEC_CUDA_KERNEL(w8a8_linear, W8A8LinearParams)
 
 }  // namespace
 
 PYSPEC_CUDA_LIBRARY(m) {
-  m.impl("rms_norm", rms_norm<launch_rms_norm>);
   m.impl("add_rms_norm", add_rms_norm<launch_rms_norm>);
-  m.impl("silu_mul", silu_mul<launch_silu_mul>);
+  m.impl("append_kv", append_kv<launch_append_kv, Place::kGpu>);
+  m.impl("build_tree", build_tree<launch_build_tree>);
+  m.impl("commit_kv", commit_kv<launch_commit_kv, Place::kGpu>);
+  m.impl("embedding", embedding<launch_embedding, Place::kGpu>);
+  m.impl("fp8_linear", fp8_linear<launch_fp8_linear>);
   m.impl("gelu_mul", gelu_mul<launch_silu_mul>);
+  m.impl("linear", linear<launch_linear, Place::kGpu>);
+  m.impl("quant_embedding", quant_embedding<launch_quant_embedding, Place::kGpu>);
+  m.impl("quantize_activations", quantize_activations<launch_quantize_activations>);
+  m.impl("rms_norm", rms_norm<launch_rms_norm>);
+  m.impl("rms_norm_quantize", rms_norm_quantize<launch_rms_norm_quantize>);
+  m.impl("rope", rope<launch_rope, Place::kGpu>);
+  m.impl("sample", sample<launch_sample, Place::kGpu>);
+  m.impl("silu_mul", silu_mul<launch_silu_mul>);
   m.impl("softcap", softcap<launch_softcap>);
+  m.impl("verify_tree", verify_tree<launch_verify_tree, Place::kGpu>);
+  m.impl("w4a16_linear", w4a16_linear<launch_w4a16_linear, Place::kGpu>);
+  m.impl("w8a8_linear", w8a8_linear<launch_w8a8_linear, Place::kGpu>);
 }
 
 }  // namespace pyspec

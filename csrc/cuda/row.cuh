@@ -10,6 +10,13 @@ namespace pyspec::cuda {
 
 constexpr int64_t kMaxBlocks = 0x7fffffff;  // of a grid's x dimension; kernels loop over what is beyond
 
+// A grid of rows, each in parts of `block_columns` columns: x is the row, which kernels loop over, y the
+// part. 64-bit divisions, which one dimension would need, are calls of some 100 instructions.
+inline dim3 grid_of(int64_t rows, int64_t columns, int64_t block_columns) {
+  return dim3(unsigned(rows < kMaxBlocks ? rows : kMaxBlocks),
+              unsigned((columns + block_columns - 1) / block_columns));
+}
+
 // Elements [0, 4) at p, as one 16-byte access or, where rows are not aligned to it, one by one; `left`
 // elements exist, the others read as 0. A thread gets the same elements either way, so that sums do not
 // depend on alignment.

@@ -2,6 +2,9 @@
 // CUDA softcap, sm_80 and newer. One thread is four elements of the flat matrix, wherever its rows end: a row
 // of logits can be the only one, and 256000 long. tanhf is within 2 units in the last place. Run on an
 // emulator only: neither checked nor timed on a GPU yet.
+//
+// Planted bugs (PYSPEC_BUG): 1 tanh of x itself; 2 the last four elements stay unwritten; 3 single elements
+// beyond the end are written.
 #include <algorithm>
 
 #include "cuda/row.cuh"
@@ -12,16 +15,18 @@ namespace {
 
 constexpr int kThreads = 256;
 
-__device__ inline float capped(float x, float cap) { return cap * tanhf(x / cap); }
+__device__ inline float capped(float x, float cap) { return cap * tanhf(PYSPEC_PLANTED(1) ? x : x / cap); }
 
 template <bool kVector>
 __global__ void __launch_bounds__(kThreads) cap_elements(const SoftcapParams p) {
   const int64_t size = p.M * p.K, step = 4 * int64_t(kThreads) * gridDim.x;
   for (int64_t i = 4 * (int64_t(blockIdx.x) * kThreads + threadIdx.x); i < size; i += step) {
-    const float4 v = cuda::load4<kVector>(p.x + i, size - i);
+    const int64_t left = size - i;
+    if (PYSPEC_PLANTED(2) && left <= 4) continue;
+    const float4 v = cuda::load4<kVector>(p.x + i, left);
     cuda::store4<kVector>(p.out + i,
                           {capped(v.x, p.cap), capped(v.y, p.cap), capped(v.z, p.cap), capped(v.w, p.cap)},
-                          size - i);
+                          PYSPEC_PLANTED(3) ? 4 : left);
   }
 }
 

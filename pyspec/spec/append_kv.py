@@ -150,10 +150,7 @@ def write_slots(pages: Tensor, index: Tensor | None, slots: Tensor, values: Tens
         pages.copy_(flat.view(P, S, G, D))
 
 
-@op(
-    CONTRACT, cases=cases, cost=cost, check=_check,
-    limits={"cpu": cpu_limit, "cuda": gpu_limit, "triton": gpu_limit},
-)  # fmt: skip
+@op(CONTRACT, cases=cases, cost=cost, check=_check, limits={"cpu": cpu_limit, "cuda": gpu_limit})
 def append_kv(
     k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tensor, positions: Tensor, rope_table: Tensor | None = None,
     k_scale: Tensor | None = None, v_scale: Tensor | None = None, *, interleaved: bool = False, kv_layout: str = "paged",

@@ -99,10 +99,7 @@ def _check(
                     )
 
 
-@op(
-    CONTRACT, cases=cases, cost=cost, check=_check,
-    limits={"cpu": cpu_limit, "cuda": gpu_limit, "triton": gpu_limit},
-)  # fmt: skip
+@op(CONTRACT, cases=cases, cost=cost, check=_check, limits={"cpu": cpu_limit, "cuda": gpu_limit})
 def commit_kv(
     k_pages: Tensor, v_pages: Tensor, page_table: Tensor, kv_len: Tensor, path: Tensor, path_len: Tensor,
     k_scale: Tensor | None = None, v_scale: Tensor | None = None, *, kv_layout: str = "paged",

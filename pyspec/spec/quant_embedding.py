@@ -74,7 +74,12 @@ def derive(sizes: Mapping[str, Any], kwargs: Mapping[str, Any]) -> dict[str, Any
     return {"K": sizes["Y"] // f.block_bytes * f.block_k}
 
 
-@op(CONTRACT, check=check, cases=cases, cost=cost, derive=derive)
+def cuda_limit(sizes: dict[str, int], *args: Tensor, layout: str = "rows", **kwargs: object) -> str | None:
+    """Why the CUDA kernel cannot run a call, or None."""
+    return None if layout == "rows" else f"layout must be rows, got {layout}"
+
+
+@op(CONTRACT, check=check, cases=cases, cost=cost, derive=derive, limits={"cuda": cuda_limit})
 def quant_embedding(
     ids: Tensor, qweight: Tensor, *, format: str, layout: str = "rows", num_rows: int = 0, scale: float = 1.0
 ) -> Tensor:

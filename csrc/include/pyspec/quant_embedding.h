@@ -7,9 +7,10 @@
 namespace pyspec {
 
 struct QuantEmbeddingParams {
-  const int32_t* ids;     // [T], each in [0, N): checked by the caller
-  const uint8_t* weight;  // as in QuantLinearParams: one packed copy serves the LM head too
-  float* out;             // [T, K], row stride out_stride_t
+  const int32_t* ids;  // [T], each in [0, N): checked by the caller
+  const uint8_t*
+      weight;  // as in QuantLinearParams: one packed copy serves the LM head too; rows aligned to 2
+  float* out;  // [T, K], row stride out_stride_t; rows aligned to 16 bytes on GPUs
   QuantFormat format;
   bool packed;
   int64_t T, K;
