@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "bind/launch.h"
 #include "memory.h"
 
 namespace emulator {
@@ -35,9 +36,16 @@ struct GuardedAllocator final : c10::Allocator {
   void copy_data(void* to, const void* from, size_t bytes) const override { std::memcpy(to, from, bytes); }
 };
 
+// Of the GPU that the current call is for.
+inline pyspec::DeviceLimits device_limits{};
+
 }  // namespace emulator
 
 extern "C" {
+void emulator_set_device_limits(int num_sms, int block_shared_bytes) {
+  emulator::device_limits = {num_sms, block_shared_bytes, block_shared_bytes + 1024};
+}
+
 void emulator_set_find_kernel(emulator::FindKernel find) { emulator::find_kernel = find; }
 
 void emulator_guard_allocations(bool guard) {

@@ -15,6 +15,7 @@ import ctypes
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from pyspec.contract import OPS
 
 from . import build, places
 from .build import Variant
+from .guarded import GuardedTensors
 
 ORDERS = ("forward", "reverse", "random", "random_warps")
 COPIES = ("early", "late", "random")
@@ -68,6 +70,7 @@ class Schedule:
     copies: str = "early"
     seed: int = 1
     device: str = "sm_90"
+    num_sms: int = 132
     threads: int = 2  # of the operating system; the checked build runs on one
 
 
@@ -88,27 +91,51 @@ def schedule(**changes: Any) -> Iterator[None]:
 
 def call(op: str, *args: Any, checked: bool = False, bug: int = 0, **kwargs: Any) -> Any:
     """Run a CUDA op on CPU tensors; tensors that its contract marks as written in place are written in place."""
-    machine = _machine()
     _load_bindings()
-    _variant.chosen = Variant(checked, bug)
-    _variant.error = None
+    terms = OPS[op].inputs
+    names = [term.name for term in terms]
+    tensors = {name: arg for name, arg in zip(names, args, strict=False) if isinstance(arg, Tensor)}
+    with _running(Variant(checked, bug), tensors, {term.name for term in terms if term.mutated}) as guarded:
+        guarded_args = [guarded.of(arg) if isinstance(arg, Tensor) else arg for arg in args]
+        result = getattr(getattr(torch.ops, NAMESPACE), op)(*guarded_args, **kwargs)
+    return _copies_of(result)
+
+
+def run(
+    source: Path, function: str, inputs: dict[str, Tensor], outputs: dict[str, Tensor], *sizes: int,
+    checked: bool = False, bug: int = 0,
+) -> None:  # fmt: skip
+    """Call a C function of any .cu file: `function(pointers of inputs, pointers of outputs, int64 sizes)`."""
+    launch = getattr(load_kernels(source, Variant(checked, bug)), function)
+    tensors = {**inputs, **outputs}
+    with _running(Variant(checked, bug), tensors, set(outputs)) as guarded:
+        pointers = [ctypes.c_void_p(guarded.of(tensor).data_ptr()) for tensor in tensors.values()]
+        launch(*pointers, *map(ctypes.c_int64, sizes))
+
+
+@contextlib.contextmanager
+def _running(variant: Variant, tensors: dict[str, Tensor], mutated: set[str]) -> Iterator[GuardedTensors]:
+    """Tensors in guarded memory and the machine set up; afterwards what was found is raised."""
+    machine, bindings = _machine(), _load_bindings()
+    _variant.chosen, _variant.error = variant, None
     machine.emulator_configure(
         ORDERS.index(_schedule.order), COPIES.index(_schedule.copies), _schedule.seed, _schedule.threads,
-        SMEM_LIMITS[_schedule.device], checked, _counting,
+        SMEM_LIMITS[_schedule.device], variant.checked, _counting,
     )  # fmt: skip
     machine.emulator_clear_findings()
-    guarded = _GuardedCall(op, args)
+    bindings.emulator_guard_allocations(True)
     try:
-        with guarded_allocations():
-            result = getattr(getattr(torch.ops, NAMESPACE), op)(*guarded.enter(), **kwargs)
+        guarded = GuardedTensors(machine, tensors, mutated)
+        yield guarded
     except RuntimeError as error:
         if _variant.error is not None:
             raise _variant.error from error
         raise
+    finally:
+        bindings.emulator_guard_allocations(False)
     if found := findings():
         raise EmulatorError(found)
     guarded.copy_back()
-    return _copies_of(result)
 
 
 def findings() -> list[Finding]:
@@ -123,111 +150,10 @@ def findings() -> list[Finding]:
     return found
 
 
-@contextlib.contextmanager
-def guarded_allocations() -> Iterator[None]:
-    """torch's CPU tensors end at guard pages while this lasts."""
-    bindings = _load_bindings()
-    bindings.emulator_guard_allocations(True)
-    try:
-        yield
-    finally:
-        bindings.emulator_guard_allocations(False)
-
-
 def _copies_of(result: Any) -> Any:
     if isinstance(result, Tensor):
         return result.clone()
     return type(result)(_copies_of(part) for part in result) if isinstance(result, (tuple, list)) else result
-
-
-class _GuardedCall:
-    """The arguments of a call in guarded memory: what a tensor spans there is what it may touch."""
-
-    def __init__(self, op: str, args: tuple[Any, ...]) -> None:
-        self.op, self.args = op, args
-        self.spans: list[_Span] = []
-
-    def enter(self) -> list[Any]:
-        terms = OPS[self.op].inputs
-        mutated = {term.name for term in terms if term.mutated}
-        named = [
-            (term.name, arg) for term, arg in zip(terms, self.args, strict=False) if isinstance(arg, Tensor)
-        ]
-        self.spans = _spans(named, mutated)
-        return [self._guarded(arg) if isinstance(arg, Tensor) else arg for arg in self.args]
-
-    def _guarded(self, tensor: Tensor) -> Tensor:
-        begin, _ = _bytes_of(tensor)
-        span = next(span for span in self.spans if span.holds(tensor))
-        return span.view_like(tensor, begin)
-
-    def copy_back(self) -> None:
-        for span in self.spans:
-            if span.mutated:
-                span.original.copy_(span.guarded)
-
-
-@dataclass
-class _Span:
-    """Bytes of one storage that the arguments of a call touch, and their copy in guarded memory."""
-
-    begin: int  # addresses
-    end: int
-    names: list[str]
-    mutated: bool
-    storage: torch.UntypedStorage
-
-    def holds(self, tensor: Tensor) -> bool:
-        begin, end = _bytes_of(tensor)
-        return self.begin <= begin and end <= self.end
-
-    @functools.cached_property
-    def original(self) -> Tensor:
-        whole = torch.empty(0, dtype=torch.uint8).set_(self.storage)
-        first = self.begin - self.storage.data_ptr()
-        return whole[first : first + self.end - self.begin]
-
-    @functools.cached_property
-    def guarded(self) -> Tensor:
-        """Begins at the same remainder of 16 bytes as the original, so that kernels choose the same variant."""
-        shift = self.begin % 16
-        copy = torch.empty(shift + self.end - self.begin, dtype=torch.uint8)[shift:]
-        copy.copy_(self.original)
-        machine = _machine()
-        machine.emulator_name_buffer(copy.data_ptr(), ", ".join(self.names).encode())
-        if not self.mutated:
-            machine.emulator_protect(copy.data_ptr())
-        return copy
-
-    def view_like(self, tensor: Tensor, begin: int) -> Tensor:
-        offset = self.guarded.storage_offset() + begin - self.begin
-        storage = self.guarded.untyped_storage()
-        typed = torch.empty(0, dtype=tensor.dtype)
-        assert offset % tensor.itemsize == 0
-        return typed.set_(storage, offset // tensor.itemsize, tensor.shape, tensor.stride())
-
-
-def _bytes_of(tensor: Tensor) -> tuple[int, int]:
-    """Addresses of a tensor's first byte and behind its last."""
-    begin = tensor.data_ptr()
-    if tensor.numel() == 0:
-        return begin, begin
-    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return begin, begin + (last + 1) * tensor.itemsize
-
-
-def _spans(named: list[tuple[str, Tensor]], mutated: set[str]) -> list[_Span]:
-    """The tensors' bytes; where those of two overlap, as one."""
-    spans: list[_Span] = []
-    for name, tensor in sorted(named, key=lambda item: _bytes_of(item[1])):
-        begin, end = _bytes_of(tensor)
-        if spans and begin < spans[-1].end:
-            spans[-1].end = max(spans[-1].end, end)
-            spans[-1].names.append(name)
-            spans[-1].mutated |= name in mutated
-        else:
-            spans.append(_Span(begin, end, [name], name in mutated, tensor.untyped_storage()))
-    return spans
 
 
 class _Chosen:
@@ -258,7 +184,7 @@ def _kernel_address(name: str, params: str, variant: Variant) -> int:
     return ctypes.cast(getattr(library, symbol), ctypes.c_void_p).value or 0
 
 
-def load_kernels(source: Any, variant: Variant) -> ctypes.CDLL:
+def load_kernels(source: Path, variant: Variant) -> ctypes.CDLL:
     """The library of a .cu file, loaded beside the machine that its kernels run on."""
     _machine()
     path = build.kernel(source, variant)
