@@ -12,6 +12,11 @@ using Launch = void (*)(at::Device device, const Params& p);
 
 enum class Place { kCpu, kGpu };
 
+// Of a GPU: multiprocessors, and the bytes of shared memory that a block and a multiprocessor may have.
+struct DeviceLimits {
+  int num_sms, block_shared_bytes, sm_shared_bytes;
+};
+
 template <typename Params, void (*kKernel)(const Params&)>
 void on_cpu(at::Device, const Params& p) {
   kKernel(p);

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+// CUDA tree_attention, sm_80 and newer: choice of launch (tree_attention_config.h), plan
+// (tree_attention_plan.cuh) and kernels (tree_attention_kernel.cuh). Run on an emulator only: neither checked
+// nor timed on a GPU yet.
+#include "cuda/tree_attention_kernel.cuh"
+#include "cuda/tree_attention_plan.cuh"
+
+namespace pyspec {
+
+using namespace attention;
+
+namespace {
+
+Call place_call(const TreeAttentionCudaParams& p, const TreeAttentionConfig& config) {
+  Call call = make_call(p);
+  call.w = place_workspace(p, config);
+  call.shared = place_shared(call, config.tile_rows);
+  call.tile_rows = config.tile_rows;
+  return call;
+}
+
+template <int kD, bool kF16, int kFrags>
+void launch(const Call& call, const TreeAttentionConfig& config, void* stream) {
+  PYSPEC_LAUNCH((attend<kD, kF16, kFrags>), config.grid, config.warps * kWarp, config.shared_bytes, stream,
+                call);
+}
+
+template <bool kF16>
+void launch_head_dim(const Call& call, const TreeAttentionConfig& config, void* stream) {
+  if (call.p.D == 64 && config.frags == 1)
+    launch<64, kF16, 1>(call, config, stream);
+  else if (call.p.D == 64)
+    launch<64, kF16, 2>(call, config, stream);
+  else if (call.p.D == 96)
+    launch<96, kF16, 1>(call, config, stream);
+  else if (call.p.D == 128)
+    launch<128, kF16, 1>(call, config, stream);
+  else
+    launch<256, kF16, 1>(call, config, stream);
+}
+
+}  // namespace
+
+TreeAttentionConfig pick_tree_attention_config(const TreeAttentionCudaParams& p) { return pick_config(p); }
+
+int64_t tree_attention_cuda_workspace_bytes(const TreeAttentionCudaParams& p) { return workspace_bytes(p); }
+
+void tree_attention_plan_cuda(const TreeAttentionCudaParams& p, void* stream) {
+  if (p.T == 0) return;
+  const TreeAttentionConfig config = pick_config(p);
+  PYSPEC_LAUNCH(plan_step, 1, kPlanThreads, sizeof(PlanShared), stream, place_call(p, config),
+                config.blocks_at_once, config.grid);
+}
+
+void tree_attention_run_cuda(const TreeAttentionCudaParams& p, void* stream) {
+  if (p.T == 0) return;
+  const TreeAttentionConfig config = pick_config(p);
+  const Call call = place_call(p, config);
+  (call.f16 ? launch_head_dim<true> : launch_head_dim<false>)(call, config, stream);
+}
+
+void tree_attention_cuda(const TreeAttentionCudaParams& p, void* stream) {
+  tree_attention_plan_cuda(p, stream);
+  tree_attention_run_cuda(p, stream);
+}
+
+}  // namespace pyspec

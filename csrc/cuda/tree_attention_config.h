@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+// tree_attention on GPUs, the host's part: how positions are cut, how a call is cut into blocks, and where
+// everything lies in the workspace and in shared memory. Pure functions of sizes, dtypes and the device.
+#pragma once
+
+#include <algorithm>
+#include <type_traits>
+
+#include "pyspec/tree_attention_cuda.h"
+
+namespace pyspec::attention {
+
+// Absolute slots are cut into spans, spans into tiles. The cut is the same for every batch and machine, and
+// with it the order of every sum. Blocks share a row tile by spans; 512 slots of D = 64 are 128 KiB.
+constexpr int kSpan = 512;
+constexpr int kTile = 16;
+constexpr int kMaxTree = 1024;                           // nodes of a request that is no chain
+constexpr int kMaxPageSlots = 256, kMaxPages = 1 << 23;  // page << 8 | slot is 31 bits
+// f32 of stored spans: row tiles whose spans do not fit here are not split.
+constexpr int64_t kMaxPartialBytes = int64_t(64) << 20;
+constexpr int kOneFragRows = 64;     // up to here warps have 16 rows: more warps hide more latency
+constexpr int kBlockReserve = 1024;  // bytes of shared memory that the system takes of a block
+
+// Slots that cp.async brings together and how many such stages are in flight, by head dim: 3 of 8 KiB of K
+// and V at D = 64, 3 of 12 at 96, 4 of 8 at 128, 3 of 16 at 256. A warp has 16 rows times max_frags at most:
+// 64 accumulators a thread, 128 at D = 256, 48 at D = 96.
+struct Shape {
+  int stage_slots, stages, max_frags, max_warps;
+};
+constexpr Shape shape_of(int64_t D) {
+  return {D <= 96 ? 32 : 16, D == 128 ? 4 : 3, D == 64 ? 2 : 1, D == 256 ? 8 : 16};
+}
+
+// Rows [row0, row0 + rows) of a request: row r is node r / R with query head r % R of whichever KV head.
+struct RowTile {
+  int32_t request, row0, rows;
+  int32_t first_slot, end_slot;  // what any of its rows sees
+  int32_t span0, spans;
+  int32_t parts;       // blocks that share it
+  int32_t first_item;  // of the parts of all KV heads, one KV head after the other
+  int32_t is_tree;     // rows have ancestor masks
+  int64_t partials;    // offset in floats of its stored spans, if parts > 1
+};
+
+// Which slots a node sees: [low, high), and in a tree also those of its mask, whose bit j is slot kv_len + j.
+struct NodeRange {
+  int32_t low, high;
+};
+
+struct PlanHeader {
+  int32_t tiles, items, part_spans;
+};
+
+// The workspace: written by the plan, read by every run. Partials are written and read by one run.
+struct Workspace {
+  PlanHeader* header;
+  int32_t* is_chain;   // [B]
+  NodeRange* ranges;   // [T]
+  uint32_t* masks;     // [T, mask_words]
+  RowTile* tiles;      // [max_tiles]
+  int32_t* item_tile;  // [grid]: the row tile of a block, or -1
+  int32_t* arrived;    // [max_tiles, G] parts that are done; the last one sets it back to 0
+  float* partials;     // stored spans: accumulators [rows, D], then (max, sum) [rows, 2]
+  int64_t partial_floats;
+  int mask_words;
+  int64_t bytes;
+};
+
+inline Workspace place_workspace(const TreeAttentionCudaParams& p, const TreeAttentionConfig& config) {
+  Workspace w{};
+  unsigned char* base = static_cast<unsigned char*>(p.workspace);
+  const auto take = [&](auto*& pointer, int64_t count) {
+    pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(base + w.bytes);
+    w.bytes += (count * int64_t(sizeof(*pointer)) + 15) / 16 * 16;
+  };
+  w.mask_words = int((std::min<int64_t>(p.T, kMaxTree) + 31) / 32);
+  const int64_t spans = (p.W * p.S + kSpan - 1) / kSpan, every_row = p.T * p.H * (p.D + 2);
+  w.partial_floats = spans > 1 ? std::min(spans * every_row, kMaxPartialBytes / 4) : 0;
+  take(w.header, 1);
+  take(w.is_chain, p.B);
+  take(w.ranges, p.T);
+  take(w.masks, p.T * w.mask_words);
+  take(w.tiles, config.max_tiles);
+  take(w.item_tile, config.grid);
+  take(w.arrived, config.max_tiles * p.G);
+  take(w.partials, w.partial_floats);
+  return w;
+}
+
+// Where a block's shared memory lies: offsets in bytes, each a multiple of 16.
+struct SharedLayout {
+  int stages;      // after the queries [tile_rows, D], twice with `split`: stages, K then V [stage_slots, D]
+  int wide;        // quantised pages: the stage at hand as 16 bits, K then V
+  int scales;      // quantised pages: of all stages, K then V [stage_slots] f32
+  int total;       // accumulators of the spans so far, [tile_rows D / 4 / threads][threads] float4
+  int total_sums;  // their (max, sum) [tile_rows]
+  int rows;        // RowView [tile_rows]
+  int warps;       // WarpView [threads / 32]
+  int item;        // Item, of kItemBytes
+  int bytes;
+};
+
+// What a row sees: slots [low, high), and bits of mask row `mask` from slot `tail` on (-1: none).
+struct RowView {
+  int32_t low, high, mask, tail;
+};
+
+// The same for all rows of a warp: tiles in [seen0, seen1) have something for one of them, slots in [open0,
+// open1) are seen by all.
+struct WarpView {
+  int32_t seen0, seen1, open0, open1;
+};
+
+constexpr int kItemBytes = 128;  // what a block computes, as the kernel keeps it
+
+// What the kernels are called with.
+struct Call {
+  TreeAttentionCudaParams p;
+  Workspace w;
+  SharedLayout shared;
+  int tile_rows;
+  bool f16;        // the type the tensor cores compute in: that of the pages, bf16 for f8 and i8
+  bool split;      // queries and weights are sums of two 16-bit parts, unless queries have that type
+  bool quantised;  // pages are f8 or i8
+};
+
+inline Call make_call(const TreeAttentionCudaParams& p) {
+  Call call{};
+  call.p = p;
+  call.f16 = p.kv_dtype == DType::kF16;
+  call.split = p.q_dtype != (call.f16 ? DType::kF16 : DType::kBF16);
+  call.quantised = p.kv_dtype == DType::kF8 || p.kv_dtype == DType::kI8;
+  return call;
+}
+
+inline SharedLayout place_shared(const Call& call, int tile_rows) {
+  const Shape shape = shape_of(call.p.D);
+  const int D = int(call.p.D), stage_values = 2 * shape.stage_slots * D;
+  const bool one_span = call.p.W * call.p.S <= kSpan;  // no context needs a total
+  SharedLayout s{};
+  s.stages = tile_rows * D * 2 * (call.split ? 2 : 1);
+  s.wide = s.stages + shape.stages * stage_values * (call.quantised ? 1 : 2);
+  s.scales = s.wide + (call.quantised ? stage_values * 2 : 0);
+  s.total = s.scales + (call.quantised ? shape.stages * 2 * shape.stage_slots * 4 : 0);
+  s.total_sums = s.total + (one_span ? 0 : tile_rows * D * 4);
+  s.rows = s.total_sums + tile_rows * 8;
+  s.warps = s.rows + tile_rows * int(sizeof(RowView));
+  s.item = s.warps + tile_rows / 16 * int(sizeof(WarpView));
+  s.bytes = s.item + kItemBytes;
+  return s;
+}
+
+// As few row tiles a request as shared memory allows, of equal sizes; the machine's blocks by what they hold.
+inline TreeAttentionConfig pick_config(const TreeAttentionCudaParams& p) {
+  const Call call = make_call(p);
+  const Shape shape = shape_of(p.D);
+  const int64_t nodes = p.node_count ? p.node_count : (p.T + p.B - 1) / p.B, R = p.H / p.G, rows = nodes * R;
+  TreeAttentionConfig config{};
+  config.frags = rows > kOneFragRows ? shape.max_frags : 1;
+  const int step = 16 * config.frags;
+  int capacity = step * shape.max_warps;
+  while (capacity > step && place_shared(call, capacity).bytes > p.block_shared_bytes) capacity -= step;
+  const int64_t tiles = (rows + capacity - 1) / capacity;
+  config.tile_rows = int(((rows + tiles - 1) / tiles + step - 1) / step * step);
+  config.warps = config.tile_rows / step;
+  config.shared_bytes = place_shared(call, config.tile_rows).bytes;
+  // The kernels have up to 128 registers a thread, 256 at D = 256: an SM's 64 Ki hold 16 or 8 warps.
+  const int by_registers = (p.D == 256 ? 8 : 16) / config.warps;
+  const int by_shared = p.sm_shared_bytes / (config.shared_bytes + kBlockReserve);
+  config.blocks_at_once = p.num_sms * std::max(1, std::min(by_registers, by_shared));
+  config.max_tiles = int(p.B + p.T * R / config.tile_rows);
+  config.grid = int(std::max<int64_t>(config.blocks_at_once, config.max_tiles * p.G));
+  return config;
+}
+
+inline int64_t workspace_bytes(const TreeAttentionCudaParams& p) {
+  return p.T == 0 ? 0 : place_workspace(p, pick_config(p)).bytes;
+}
+
+}  // namespace pyspec::attention

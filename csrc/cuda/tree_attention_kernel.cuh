@@ -1,0 +1,284 @@
+// SPDX-License-Identifier: Apache-2.0
+// The kernel of CUDA tree_attention: one block is one part of one row tile, its warps share the rows, and all
+// of them read each tile of K and V once from shared memory, where cp.async brings it three or four tiles
+// ahead.
+//
+// Order of a row's sums: within a span an online softmax over its tiles in ascending order, from nothing;
+// spans joined by a left fold in ascending order. A tile that a row does not see adds exact zeros, so neither
+// other rows nor where a part begins or ends changes a bit: a block that does several spans keeps the total
+// in shared memory; parts store theirs, and the last one to arrive folds them.
+#pragma once
+
+#include "cuda/tree_attention_load.cuh"
+#include "cuda/tree_attention_tile.cuh"
+
+namespace pyspec::attention {
+
+constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
+
+// Factors of two states that become one: max is the larger one, in exponents of 2.
+struct Join {
+  float max, first, second;
+  __device__ Join(float a, float b) {
+    max = fmaxf(a, b);
+    first = cuda::exp2_approx(a - finite_max(max));
+    second = cuda::exp2_approx(b - finite_max(max));
+  }
+};
+
+// A row's result: what its accumulators are multiplied with, and its lse.
+struct RowResult {
+  float factor, lse;
+  __device__ RowResult(float max, float sum, const float* sinks, int head) {
+    float scale = 1.0f;
+    if (sinks) {
+      const Join join(max, sinks[head] * kLog2E);
+      scale = join.first;
+      sum = fmaf(sum, join.first, join.second);
+      max = join.max;
+    }
+    factor = scale / sum;
+    lse = fmaf(max, kLn2, logf(sum));
+  }
+};
+
+// Two or four consecutive results of one row.
+template <int kCount>
+__device__ inline void store_out(void* out, DType dtype, int64_t index, const float (&x)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; i += 2) {
+    if (dtype == DType::kF32)
+      *reinterpret_cast<float2*>(static_cast<float*>(out) + index + i) = {x[i], x[i + 1]};
+    else
+      *reinterpret_cast<uint32_t*>(static_cast<uint16_t*>(out) + index + i) =
+          dtype == DType::kF16 ? pack<true>(x[i], x[i + 1]) : pack<false>(x[i], x[i + 1]);
+  }
+}
+
+// Joins the stored states of a row tile in the order of spans: 4 columns of a row a thread.
+template <int kD>
+__device__ void fold_parts(const Call& call, const Item& item) {
+  const TreeAttentionCudaParams& p = call.p;
+  const int rows = item.tile.rows, stored = item.stored();
+  const int64_t size = partial_size(rows, kD);
+  const float* first = item.state(call, 0);
+  for (int i = threadIdx.x; i < rows * (kD / 4); i += blockDim.x) {
+    const int row = i / (kD / 4), d = i % (kD / 4) * 4;
+    float max = -INFINITY, sum = 0.0f, acc[4] = {};
+#pragma unroll 4
+    for (int index = 0; index < stored; ++index) {
+      const float* state = first + index * size;
+      const float2 sums = __ldcg(reinterpret_cast<const float2*>(state + rows * kD + 2 * row));
+      const float4 part = __ldcg(reinterpret_cast<const float4*>(state + row * kD + d));
+      const Join join(max, sums.x);
+      const float values[4] = {part.x, part.y, part.z, part.w};
+#pragma unroll
+      for (int c = 0; c < 4; ++c) acc[c] = fmaf(values[c], join.second, acc[c] * join.first);
+      sum = fmaf(sums.y, join.second, sum * join.first);
+      max = join.max;
+    }
+    const int64_t index = item.node(row) * p.H + item.head(row);
+    const RowResult result(max, sum, p.sinks, item.head(row));
+#pragma unroll
+    for (int c = 0; c < 4; ++c) acc[c] *= result.factor;
+    store_out(p.out, p.q_dtype, index * kD + d, acc);
+    if (d == 0) p.lse[index] = result.lse;
+  }
+}
+
+// What every row sees, then what the rows of every warp do.
+__device__ inline void describe_rows(const Call& call, const Item& item, unsigned char* memory,
+                                     int warp_rows) {
+  RowView* views = reinterpret_cast<RowView*>(memory + call.shared.rows);
+  for (int row = threadIdx.x; row < call.tile_rows; row += blockDim.x) {
+    if (row >= item.tile.rows) {
+      views[row] = {0, 0, -1, 0};
+      continue;
+    }
+    const int t = int(item.node(row));
+    const NodeRange range = call.w.ranges[t];
+    views[row] = {range.low, range.high, item.tile.is_tree ? t : -1, item.kv_len};
+  }
+  __syncthreads();
+  if (threadIdx.x % kWarp) return;
+  const int warp = threadIdx.x / kWarp, end = min((warp + 1) * warp_rows, item.tile.rows);
+  WarpView view{0x7fffffff, 0, 0, 0x7fffffff};
+  for (int row = warp * warp_rows; row < end; ++row) {
+    const RowView& it = views[row];
+    view.seen0 = min(view.seen0, it.low);
+    view.seen1 = max(view.seen1, it.mask < 0 ? it.high : it.tail + it.mask - item.t0 + 1);
+    view.open0 = max(view.open0, it.low);
+    view.open1 = min(view.open1, it.high);
+  }
+  reinterpret_cast<WarpView*>(memory + call.shared.warps)[warp] = view;
+}
+
+// The rule of a call's scores and masks, applied to those of 16 rows over one tile.
+__device__ inline void finish_scores(float (&scores)[kTile / 8][4], const Call& call, const float* k_scale,
+                                     const RowView* views, bool masked, int first_slot, int lane) {
+  const float cap = call.p.softcap, scale = cap == 0.0f ? call.p.scale * kLog2E : call.p.scale / cap;
+#pragma unroll
+  for (int n = 0; n < kTile / 8; ++n)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (k_scale) scores[n][i] *= k_scale[8 * n + lane % 4 * 2 + i % 2];
+      scores[n][i] *= scale;
+      if (cap != 0.0f) scores[n][i] = cap * kLog2E * tanhf(scores[n][i]);
+    }
+  if (!masked) return;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const uint32_t seen =
+        visible_bits(views[8 * half + lane / 4], call.w.masks, call.w.mask_words, first_slot) >>
+        (lane % 4 * 2);
+#pragma unroll
+    for (int n = 0; n < kTile / 8; ++n)
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        if (!(seen >> (8 * n + i) & 1)) scores[n][2 * half + i] = -INFINITY;
+  }
+}
+
+// Weights of 16 rows over one tile as operands of the product with V: two 16-bit parts of each.
+template <bool kF16>
+__device__ inline void pack_weights(const float (&scores)[kTile / 8][4], const float* v_scale, bool split,
+                                    uint32_t (&weights)[4], uint32_t (&rest)[4], int lane) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    float x = scores[i / 2][i % 2 * 2], y = scores[i / 2][i % 2 * 2 + 1];
+    if (v_scale) {
+      const float* scale = v_scale + i / 2 * 8 + lane % 4 * 2;
+      x *= scale[0];
+      y *= scale[1];
+    }
+    weights[i] = pack<kF16>(x, y);
+    if (split) rest[i] = pack_rest<kF16>(x, y, weights[i]);
+  }
+}
+
+// The end of a span, for one row and half of a fragment's accumulators: into the total so far, which stays in
+// shared memory while more spans follow here, and is the result or stored for others after the last one.
+template <int kD>
+__device__ inline void finish_row(float (&acc)[kD / 8][4], int half, float max, float sum, const Call& call,
+                                  const Item& item, int row, float4* total, float2* total_sums, bool joins,
+                                  bool keeps, int span, int lane) {
+  const TreeAttentionCudaParams& p = call.p;
+  const float2 before = joins ? *total_sums : float2{-INFINITY, 0.0f};
+  const Join join(before.x, max);
+  sum = fmaf(sum, join.second, before.y * join.first);
+#pragma unroll
+  for (int n = 0; n < kD / 8; ++n) {
+    float2* kept = reinterpret_cast<float2*>(total + n * blockDim.x) + half;
+    const float2 x = joins ? *kept : float2{0.0f, 0.0f};
+    acc[n][2 * half] = fmaf(acc[n][2 * half], join.second, x.x * join.first);
+    acc[n][2 * half + 1] = fmaf(acc[n][2 * half + 1], join.second, x.y * join.first);
+    if (keeps) *kept = {acc[n][2 * half], acc[n][2 * half + 1]};
+  }
+  __syncwarp();  // all four lanes of the row have read its sums
+  const bool first_lane = lane % 4 == 0;
+  if (keeps) {
+    if (first_lane) *total_sums = {join.max, sum};
+  } else if (row < item.tile.rows && item.whole()) {
+    const int64_t index = item.node(row) * p.H + item.head(row);
+    const RowResult result(join.max, sum, p.sinks, item.head(row));
+#pragma unroll
+    for (int n = 0; n < kD / 8; ++n) {
+      const float pair[2] = {acc[n][2 * half] * result.factor, acc[n][2 * half + 1] * result.factor};
+      store_out(p.out, p.q_dtype, index * kD + 8 * n + lane % 4 * 2, pair);
+    }
+    if (first_lane) p.lse[index] = result.lse;
+  } else if (row < item.tile.rows) {
+    float* state = item.state_of_span(call, span);
+#pragma unroll
+    for (int n = 0; n < kD / 8; ++n)
+      *reinterpret_cast<float2*>(state + row * kD + 8 * n + lane % 4 * 2) = {acc[n][2 * half],
+                                                                             acc[n][2 * half + 1]};
+    if (first_lane) *reinterpret_cast<float2*>(state + item.tile.rows * kD + 2 * row) = {join.max, sum};
+  }
+}
+
+// Whether this block is the last one of its row tile's parts to come here.
+__device__ inline bool arrives_last(const Call& call, Item& item) {
+  __threadfence();  // what this part stored, before it says so
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    int32_t* arrived = call.w.arrived + item.tile_index * call.p.G + item.g;
+    item.is_last = atomicAdd(arrived, 1) == item.tile.parts - 1;
+    if (item.is_last) *arrived = 0;
+  }
+  __syncthreads();
+  __threadfence();
+  return item.is_last;
+}
+
+template <int kD, bool kF16, int kFrags>
+__global__ void __launch_bounds__(kFrags == kShape<kD>.max_frags ? kShape<kD>.max_warps * kWarp : 128,
+                                  kFrags == kShape<kD>.max_frags ? 1 : 4) attend(const Call call) {
+  constexpr int kSlots = kShape<kD>.stage_slots, kStages = kShape<kD>.stages;
+  const int tile_index = call.w.item_tile[blockIdx.x];
+  if (tile_index < 0) return;
+  PYSPEC_DYNAMIC_SHARED(memory);
+  static_assert(sizeof(Item) <= kItemBytes);
+  Item& item = *reinterpret_cast<Item*>(memory + call.shared.item);
+  if (threadIdx.x == 0) item.fill(call, tile_index, int(blockIdx.x));
+  __syncthreads();
+
+  const int stage0 = max(item.span0 * kSpan, item.tile.first_slot) / kSlots;
+  const int stage1 = (min(item.span1 * kSpan, item.tile.end_slot) + kSlots - 1) / kSlots;
+  StageLoader<kD> loader(call, item, memory);
+#pragma unroll
+  for (int ahead = 0; ahead < kStages - 1; ++ahead) loader.load(stage0 + ahead, stage1);
+  load_queries<kD, kF16>(call, item, memory);
+  describe_rows(call, item, memory, 16 * kFrags);
+
+  const int lane = threadIdx.x % kWarp, warp_row = threadIdx.x / kWarp * 16 * kFrags;
+  const int q = swizzled<kD>(warp_row + lane % 16, lane / 16),
+            k = swizzled<kD>(lane / 16 * 8 + lane % 8, lane / 8 % 2),
+            v = swizzled<kD>(kSlots + lane % 16, lane / 16);
+  const int q_rest = call.split ? call.tile_rows * kD * 2 : 0;
+  WarpRows<kD, kF16, kFrags> state;
+  state.clear();
+  for (int stage = stage0; stage < stage1; ++stage) {
+    cuda::cp_async_wait<kStages - 2>();
+    __syncthreads();
+    loader.load(stage + kStages - 1, stage1);
+    const StageView kv = loader.ready(stage);
+    const WarpView view = reinterpret_cast<const WarpView*>(memory + call.shared.warps)[threadIdx.x / kWarp];
+#pragma unroll 1
+    for (int slot = 0; slot < kSlots; slot += kTile) {
+      const int first = stage * kSlots + slot, end = first + kTile, tile = kv.k + slot * kD * 2;
+      if (first >= view.seen1 || end <= view.seen0) continue;
+      float scores[kFrags][kTile / 8][4];
+      uint32_t weights[kFrags][4], rest[kFrags][4];
+      state.dot(scores, memory, q, q_rest, tile + k);
+      const bool masked = first < view.open0 || end > view.open1;
+#pragma unroll
+      for (int f = 0; f < kFrags; ++f) {
+        const RowView* rows = reinterpret_cast<const RowView*>(memory + call.shared.rows) + warp_row + 16 * f;
+        finish_scores(scores[f], call, kv.scales ? kv.scales + slot : nullptr, rows, masked, first, lane);
+        state.soften(scores[f], f);
+        pack_weights<kF16>(scores[f], kv.scales ? kv.scales + kSlots + slot : nullptr, call.split, weights[f],
+                           rest[f], lane);
+      }
+      state.add_values(weights, rest, call.split, memory, tile + v);
+    }
+    const int span = stage * kSlots / kSpan;
+    if ((stage + 1) * kSlots % kSpan != 0 && stage + 1 < stage1) continue;
+    state.reduce();
+    const bool joins = item.part == 0 && span > item.span0, keeps = item.part == 0 && stage + 1 < stage1;
+#pragma unroll
+    for (int f = 0; f < kFrags; ++f)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int row = warp_row + 16 * f + 8 * half + lane / 4;
+        finish_row<kD>(
+            state.acc[f], half, state.max[f][half], state.sum[f][half], call, item, row,
+            reinterpret_cast<float4*>(memory + call.shared.total) + f * kD / 8 * blockDim.x + threadIdx.x,
+            reinterpret_cast<float2*>(memory + call.shared.total_sums) + row, joins, keeps, span, lane);
+      }
+    state.clear();
+  }
+  if (!item.whole() && arrives_last(call, item)) fold_parts<kD>(call, item);
+}
+
+}  // namespace pyspec::attention

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+// tree_attention on GPUs: how a block brings queries and tiles of paged K and V into shared memory.
+#pragma once
+
+#include "cuda/tree_attention_tile.cuh"
+
+namespace pyspec::attention {
+
+// Eight consecutive queries of a row as f32.
+__device__ inline void load8(const void* q, DType dtype, int64_t index, float (&x)[8]) {
+  if (dtype == DType::kF32) {
+    const float4* from = reinterpret_cast<const float4*>(static_cast<const float*>(q) + index);
+    const float4 a = from[0], b = from[1];
+    x[0] = a.x, x[1] = a.y, x[2] = a.z, x[3] = a.w, x[4] = b.x, x[5] = b.y, x[6] = b.z, x[7] = b.w;
+    return;
+  }
+  const uint4 raw = *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(q) + index);
+  const uint32_t pairs[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float2 pair = dtype == DType::kF16 ? unpack<true>(pairs[i]) : unpack<false>(pairs[i]);
+    x[2 * i] = pair.x, x[2 * i + 1] = pair.y;
+  }
+}
+
+// Which rows of which KV head and which spans of them a block computes. It lies in shared memory and is read
+// there where it is needed, so that it holds no registers in the loop over tiles.
+struct Item {
+  RowTile tile;
+  int tile_index, g, part;
+  int span0, span1, part_spans;
+  int heads;       // of a KV head
+  int t0, kv_len;  // of the request
+  int is_last;     // whether the block is the last one of its row tile
+
+  __device__ void fill(const Call& call, int index, int block) {
+    const TreeAttentionCudaParams& p = call.p;
+    tile = call.w.tiles[index];
+    tile_index = index;
+    g = (block - tile.first_item) / tile.parts;
+    part = (block - tile.first_item) % tile.parts;
+    part_spans = whole() ? tile.spans : call.w.header->part_spans;
+    span0 = tile.span0 + part * part_spans;
+    span1 = min(span0 + part_spans, tile.span0 + tile.spans);
+    heads = int(p.H / p.G);
+    t0 = p.cu_t[tile.request];
+    kv_len = p.kv_len[tile.request];
+  }
+  __device__ bool whole() const { return tile.parts == 1; }  // all spans: nothing is stored but results
+  __device__ int64_t node(int row) const { return t0 + (tile.row0 + row) / heads; }
+  __device__ int head(int row) const { return g * heads + (tile.row0 + row) % heads; }
+  // The states that are stored of this row tile and KV head: the first part's total, then one a span.
+  __device__ int stored() const { return tile.spans - part_spans + 1; }
+  __device__ float* state(const Call& call, int index) const {
+    return call.w.partials + tile.partials +
+           (int64_t(g) * stored() + index) * partial_size(tile.rows, call.p.D);
+  }
+  __device__ float* state_of_span(const Call& call, int span) const {
+    return state(call, part == 0 ? 0 : span - tile.span0 - part_spans + 1);
+  }
+};
+
+// Rows of a tile as 16-bit values, rows beyond its last one as 0; with `split` what the rounding leaves after
+// them.
+template <int kD, bool kF16>
+__device__ inline void load_queries(const Call& call, const Item& item, unsigned char* q) {
+  const TreeAttentionCudaParams& p = call.p;
+  for (int i = threadIdx.x; i < call.tile_rows * (kD / 8); i += blockDim.x) {
+    const int row = i / (kD / 8), chunk = i % (kD / 8);
+    float x[8] = {};
+    if (row < item.tile.rows)
+      load8(p.q, p.q_dtype, item.node(row) * p.q_stride_t + item.head(row) * kD + chunk * 8, x);
+    uint32_t high[4], rest[4];
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      high[c] = pack<kF16>(x[2 * c], x[2 * c + 1]);
+      rest[c] = pack_rest<kF16>(x[2 * c], x[2 * c + 1], high[c]);
+    }
+    unsigned char* to = q + swizzled<kD>(row, chunk);
+    *reinterpret_cast<uint4*>(to) = {high[0], high[1], high[2], high[3]};
+    if (call.split)
+      *reinterpret_cast<uint4*>(to + call.tile_rows * kD * 2) = {rest[0], rest[1], rest[2], rest[3]};
+  }
+}
+
+// Four f8 or i8 values as bf16: exact.
+__device__ inline uint2 widen(uint32_t bytes, DType dtype) {
+  float x[4];
+  if (dtype == DType::kI8) {
+    // Byte b + 128 as the lowest bits of 2^23 is 2^23 + b + 128: no conversion instruction is needed.
+    const uint32_t shifted = bytes ^ 0x80808080u;
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      x[i] = __uint_as_float(__byte_perm(shifted, 0x4b000000u, 0x7440 + i)) - 8388736.0f;
+  } else {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const __half2_raw pair = __nv_cvt_fp8x2_to_halfraw2(__nv_fp8x2_storage_t(bytes >> 16 * i), __NV_E4M3);
+      const float2 wide = __half22float2(__half2(pair));
+      x[2 * i] = wide.x, x[2 * i + 1] = wide.y;
+    }
+  }
+  return {pack<false>(x[0], x[1]), pack<false>(x[2], x[3])};
+}
+
+// A stage that has arrived, as 16-bit values: the place of K, V behind it; scales of K by slot and V's behind
+// them, or null.
+struct StageView {
+  int k;
+  const float* scales;
+};
+
+// Brings the slots of one request and KV head into a ring of kStages. Lane j of every warp looks up where
+// slot j of a stage lies, so that the page table is read once a warp and stage.
+template <int kD>
+class StageLoader {
+  static constexpr int kSlots = kShape<kD>.stage_slots, kStages = kShape<kD>.stages;
+
+ public:
+  __device__ StageLoader(const Call& call, const Item& item, unsigned char* memory)
+      : call_(call), item_(item), memory_(memory) {}
+
+  // Starts one stage, or an empty group beyond the last one: groups are counted.
+  __device__ void load(int index, int end) {
+    if (index < end) {
+      const int stage = index % kStages;
+      const int place = place_of(index * kSlots + int(threadIdx.x) % kSlots);
+      if (call_.quantised) {
+        copy<1>(place, stage);
+        if (threadIdx.x < kSlots) copy_scales(place, stage);
+      } else {
+        copy<2>(place, stage);
+      }
+    }
+    cuda::cp_async_commit();
+  }
+
+  // The stage, once cp.async and a barrier say that it is there; f8 and i8 are widened by all threads.
+  __device__ StageView ready(int index) const {
+    const int stage = index % kStages;
+    if (!call_.quantised) return {call_.shared.stages + stage * 2 * kSlots * kD * 2, nullptr};
+    const unsigned char* raw = memory_ + call_.shared.stages + stage * 2 * kSlots * kD;
+    unsigned char* wide = memory_ + call_.shared.wide;
+    for (int i = threadIdx.x; i < 2 * kSlots * (kD / 16); i += blockDim.x) {  // rows of K, then of V
+      const uint4 bytes = *reinterpret_cast<const uint4*>(raw + i * 16);
+      const int row = i / (kD / 16), chunk = i % (kD / 16) * 2;
+      const uint2 a = widen(bytes.x, call_.p.kv_dtype), b = widen(bytes.y, call_.p.kv_dtype),
+                  c = widen(bytes.z, call_.p.kv_dtype), d = widen(bytes.w, call_.p.kv_dtype);
+      *reinterpret_cast<uint4*>(wide + swizzled<kD>(row, chunk)) = {a.x, a.y, b.x, b.y};
+      *reinterpret_cast<uint4*>(wide + swizzled<kD>(row, chunk + 1)) = {c.x, c.y, d.x, d.y};
+    }
+    __syncthreads();
+    return {call_.shared.wide,
+            reinterpret_cast<const float*>(memory_ + call_.shared.scales) + stage * 2 * kSlots};
+  }
+
+ private:
+  // Page and slot in it as page << 8 | slot; -1 outside of what the row tile sees: not read, but zero.
+  __device__ int place_of(int slot) const {
+    if (slot < item_.tile.first_slot || slot >= item_.tile.end_slot) return -1;
+    const int column = unsigned(slot) / unsigned(call_.p.S);
+    const int page = call_.p.page_table[item_.tile.request * call_.p.W + column];
+    return page << 8 | (slot - column * int(call_.p.S));
+  }
+
+  template <int kBytes>  // of a value
+  __device__ void copy(int place, int stage) const {
+    constexpr int kChunks = kD * kBytes / 16, kValues = 16 / kBytes, kPartBytes = kSlots * kD * kBytes;
+    unsigned char* to = memory_ + call_.shared.stages + stage * 2 * kPartBytes;
+    for (int i = threadIdx.x; i < kSlots * kChunks; i += blockDim.x) {
+      const int key = i / kChunks, chunk = i % kChunks;
+      const int at = __shfl_sync(kFullWarp, place, key);
+      const int offset = kBytes == 2 ? swizzled<kD>(key, chunk) : i * 16;
+      const auto from = [&](const KvPages& pages) {
+        const int64_t row = at < 0 ? 0
+                                   : int64_t(at >> 8) * pages.stride_p + int64_t(at & 255) * pages.stride_s +
+                                         item_.g * pages.stride_g;
+        return static_cast<const unsigned char*>(pages.data) + (row + chunk * kValues) * kBytes;
+      };
+      cuda::cp_async_16(to + offset, from(call_.p.k), at >= 0);
+      cuda::cp_async_16(to + kPartBytes + offset, from(call_.p.v), at >= 0);
+    }
+  }
+
+  __device__ void copy_scales(int place, int stage) const {  // of key threadIdx.x
+    float* to = reinterpret_cast<float*>(memory_ + call_.shared.scales) + stage * 2 * kSlots + threadIdx.x;
+    const int64_t slot = int64_t(place >> 8) * call_.p.S + (place & 255);
+    const int64_t at = place < 0 ? 0 : slot * call_.p.G + item_.g;
+    cuda::cp_async_4(to, call_.p.k_scale + at, place >= 0);
+    cuda::cp_async_4(to + kSlots, call_.p.v_scale + at, place >= 0);
+  }
+
+  const Call& call_;
+  const Item& item_;
+  unsigned char* const memory_;
+};
+
+}  // namespace pyspec::attention
