@@ -122,6 +122,7 @@ def _running(variant: Variant, tensors: dict[str, Tensor], mutated: set[str]) ->
         ORDERS.index(_schedule.order), COPIES.index(_schedule.copies), _schedule.seed, _schedule.threads,
         SMEM_LIMITS[_schedule.device], variant.checked, _counting,
     )  # fmt: skip
+    bindings.emulator_set_device_limits(_schedule.num_sms, SMEM_LIMITS[_schedule.device])
     machine.emulator_clear_findings()
     bindings.emulator_guard_allocations(True)
     try:
@@ -184,6 +185,7 @@ def _kernel_address(name: str, params: str, variant: Variant) -> int:
     return ctypes.cast(getattr(library, symbol), ctypes.c_void_p).value or 0
 
 
+@functools.cache
 def load_kernels(source: Path, variant: Variant) -> ctypes.CDLL:
     """The library of a .cu file, loaded beside the machine that its kernels run on."""
     _machine()
