@@ -90,6 +90,7 @@ void emulator_name_buffer(const void* data, const char* name) {
 // Its pages cannot be written from here on.
 void emulator_protect(const void* data) {
   emulator::Buffer* const buffer = emulator::find_buffer(data);
+  if (!buffer) return;  // an empty tensor
   auto* const begin = static_cast<unsigned char*>(buffer->mapping) + emulator::kGuard;
   mprotect(begin, buffer->mapping_bytes - 2 * emulator::kGuard, PROT_READ);
 }
