@@ -12,6 +12,7 @@
 #include "bind/fp8_linear.h"
 #include "bind/linear.h"
 #include "bind/quant_embedding.h"
+#include "bind/quant_linear.h"
 #include "bind/quantize_activations.h"
 #include "bind/rms_norm.h"
 #include "bind/rms_norm_quantize.h"
@@ -20,6 +21,7 @@
 #include "bind/silu_mul.h"
 #include "bind/softcap.h"
 #include "bind/verify_tree.h"
+#include "cuda/bind_tree_attention.h"
 #include "bind/w4a16_linear.h"
 #include "bind/w8a8_linear.h"
 
@@ -38,12 +40,22 @@
   void launch_##name(at::Device, const Params& p) {                \
     emulator::compiled_kernel<Params>(#name, #Params)(p, nullptr); \
   }
+pyspec::DeviceLimits device_limits(at::Device) { return emulator::device_limits; }
 #else
 #define PYSPEC_CUDA_KERNEL(name, Params)                                      \
   void launch_##name(at::Device device, const Params& p) {                    \
     const c10::cuda::CUDAGuard guard(device);                                 \
     name##_cuda(p, c10::cuda::getCurrentCUDAStream(device.index()).stream()); \
   }
+pyspec::DeviceLimits device_limits(at::Device device) {
+  const auto get = [&](cudaDeviceAttr what) {
+    int value = 0;
+    C10_CUDA_CHECK(cudaDeviceGetAttribute(&value, what, device.index()));
+    return value;
+  };
+  return {get(cudaDevAttrMultiProcessorCount), get(cudaDevAttrMaxSharedMemoryPerBlockOptin),
+          get(cudaDevAttrMaxSharedMemoryPerMultiprocessor)};
+}
 #endif
 
 namespace pyspec {
@@ -56,6 +68,7 @@ PYSPEC_CUDA_KERNEL(embedding, EmbeddingParams)
 PYSPEC_CUDA_KERNEL(fp8_linear, Fp8LinearParams)
 PYSPEC_CUDA_KERNEL(linear, LinearParams)
 PYSPEC_CUDA_KERNEL(quant_embedding, QuantEmbeddingParams)
+PYSPEC_CUDA_KERNEL(quant_linear, QuantRowsParams)
 PYSPEC_CUDA_KERNEL(quantize_activations, QuantizedRowsParams)
 PYSPEC_CUDA_KERNEL(rms_norm, RmsNormParams)
 PYSPEC_CUDA_KERNEL(rms_norm_quantize, RmsNormQuantizeParams)
@@ -63,6 +76,7 @@ PYSPEC_CUDA_KERNEL(rope, RopeParams)
 PYSPEC_CUDA_KERNEL(sample, SampleParams)
 PYSPEC_CUDA_KERNEL(silu_mul, SiluMulParams)
 PYSPEC_CUDA_KERNEL(softcap, SoftcapParams)
+PYSPEC_CUDA_KERNEL(tree_attention, TreeAttentionCudaParams)
 PYSPEC_CUDA_KERNEL(verify_tree, VerifyTreeParams)
 PYSPEC_CUDA_KERNEL(w4a16_linear, W4A16LinearParams)
 PYSPEC_CUDA_KERNEL(w8a8_linear, W8A8LinearParams)
@@ -79,6 +93,7 @@ PYSPEC_CUDA_LIBRARY(m) {
   m.impl("gelu_mul", gelu_mul<launch_silu_mul>);
   m.impl("linear", linear<launch_linear, Place::kGpu>);
   m.impl("quant_embedding", quant_embedding<launch_quant_embedding, Place::kGpu>);
+  m.impl("quant_linear", quant_linear<launch_quantize_activations, launch_quant_linear>);
   m.impl("quantize_activations", quantize_activations<launch_quantize_activations>);
   m.impl("rms_norm", rms_norm<launch_rms_norm>);
   m.impl("rms_norm_quantize", rms_norm_quantize<launch_rms_norm_quantize>);
@@ -86,6 +101,7 @@ PYSPEC_CUDA_LIBRARY(m) {
   m.impl("sample", sample<launch_sample, Place::kGpu>);
   m.impl("silu_mul", silu_mul<launch_silu_mul>);
   m.impl("softcap", softcap<launch_softcap>);
+  m.impl("tree_attention", tree_attention<launch_tree_attention, device_limits>);
   m.impl("verify_tree", verify_tree<launch_verify_tree, Place::kGpu>);
   m.impl("w4a16_linear", w4a16_linear<launch_w4a16_linear, Place::kGpu>);
   m.impl("w8a8_linear", w8a8_linear<launch_w8a8_linear, Place::kGpu>);

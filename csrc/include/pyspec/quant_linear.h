@@ -20,4 +20,18 @@ struct QuantLinearParams {
 
 void quant_linear_cpu(const QuantLinearParams& p);
 
+// GGUF rows times the results of quantize_activations (QuantizedRowsParams): what GPUs take.
+struct QuantRowsParams {
+  const int8_t* x;        // [M, K], aligned to 4
+  const float* x_scale;   // [M, K/32]
+  const int32_t* x_sums;  // [M, K/32, 2]
+  const uint8_t* weight;  // [N, gguf_row_bytes], aligned to 2
+  const float* bias;      // [N] or null
+  float* out;             // [M, N]
+  QuantFormat format;
+  int64_t M, N, K;
+};
+
+void quant_linear_cuda(const QuantRowsParams& p, void* stream);
+
 }  // namespace pyspec
