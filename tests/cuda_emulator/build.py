@@ -23,13 +23,14 @@ BUILD = ROOT / "build" / "emulator"
 CXX = os.environ.get("CXX", "g++").split()[0]
 COMMON = ["-std=c++20", "-O2", "-g1", "-fPIC", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas"]
 # The machine sums in vectors of doubles; no result depends on their width, since contraction is off.
-MACHINE = ["-O3", "-march=native", "-ftls-model=initial-exec", "-pthread"]
+MACHINE = ["-O3", "-march=native", "-fno-semantic-interposition", "-ftls-model=initial-exec", "-pthread"]
 # Calls from two lines stay two calls, for their line numbers.
 KERNEL = ["-x", "c++", "-fno-gnu-unique", "-fno-crossjumping", "-Wno-unused-function"]
-# Loads and stores as they are in the source: neither merged into wider ones nor turned into calls of memcpy.
+# Loads and stores as they are in the source: vector types as one access (no scalar replacement of their fields), others
+# neither merged nor turned into calls of memcpy. Then counts and the check of alignment are those of the source.
 CHECKED = [
     "-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0", "-fsanitize=alignment", "-fno-tree-vectorize",
-    "-fno-store-merging", "-fno-tree-loop-distribute-patterns",
+    "-fno-tree-sra", "-fno-ipa-sra", "-fno-store-merging", "-fno-tree-loop-distribute-patterns",
 ]  # fmt: skip
 
 
@@ -77,7 +78,7 @@ def machine() -> Path:
     """The emulator itself, without torch."""
     flags = [*COMMON, *MACHINE, f"-I{HERE}", f"-I{cuda_include()}"]
     objects = [_object(f"machine.{source.stem}", source, flags) for source in sorted(HERE.glob("*.cpp"))]
-    return _library("machine", objects, ["-pthread"])
+    return _library("machine", objects, ["-pthread", "-Wl,-Bsymbolic"])
 
 
 def kernel(source: Path, variant: Variant) -> Path:

@@ -4,6 +4,7 @@
     emulator.call("rms_norm", x, weight, eps=1e-5)                          arguments and results of the torch op
     emulator.call("rms_norm", x, weight, eps=1e-5, checked=True, bug=2)     shadow-checked, with planted bug 2
     with emulator.schedule(order="reverse", copies="late", seed=3): ...     the order of threads, when cp.async lands
+    with emulator.counting() as counters: ...                               bytes, sectors, bank conflicts, MMAs (counters.py)
 
 A call whose kernel does something wrong raises EmulatorError with everything found.
 """
@@ -25,6 +26,7 @@ from pyspec.contract import OPS
 
 from . import build, places
 from .build import Variant
+from .counters import Counters
 from .guarded import GuardedTensors
 
 ORDERS = ("forward", "reverse", "random", "random_warps")
@@ -75,7 +77,7 @@ class Schedule:
 
 
 _schedule = Schedule()
-_counting = False
+_counters: Counters | None = None
 
 
 @contextlib.contextmanager
@@ -89,15 +91,30 @@ def schedule(**changes: Any) -> Iterator[None]:
         _schedule = before
 
 
+@contextlib.contextmanager
+def counting() -> Iterator[Counters]:
+    """Calls inside are counted, and run as the checked build. Buffers are named as the op's arguments and outputs."""
+    global _counters
+    before, _counters = _counters, Counters()
+    try:
+        yield _counters
+    finally:
+        _counters = before
+
+
 def call(op: str, *args: Any, checked: bool = False, bug: int = 0, **kwargs: Any) -> Any:
     """Run a CUDA op on CPU tensors; tensors that its contract marks as written in place are written in place."""
     _load_bindings()
     terms = OPS[op].inputs
     names = [term.name for term in terms]
     tensors = {name: arg for name, arg in zip(names, args, strict=False) if isinstance(arg, Tensor)}
-    with _running(Variant(checked, bug), tensors, {term.name for term in terms if term.mutated}) as guarded:
+    variant = Variant(checked or _counters is not None, bug)
+    with _running(variant, tensors, {term.name for term in terms if term.mutated}) as guarded:
         guarded_args = [guarded.of(arg) if isinstance(arg, Tensor) else arg for arg in args]
         result = getattr(getattr(torch.ops, NAMESPACE), op)(*guarded_args, **kwargs)
+        outputs = result if isinstance(result, (tuple, list)) else [result]
+        for term, output in zip(OPS[op].outputs, outputs, strict=False):
+            _machine().emulator_name_buffer(output.data_ptr(), term.name.encode())
     return _copies_of(result)
 
 
@@ -106,9 +123,10 @@ def run(
     checked: bool = False, bug: int = 0,
 ) -> None:  # fmt: skip
     """Call a C function of any .cu file: `function(pointers of inputs, pointers of outputs, int64 sizes)`."""
-    launch = getattr(load_kernels(source, Variant(checked, bug)), function)
+    variant = Variant(checked or _counters is not None, bug)
+    launch = getattr(load_kernels(source, variant), function)
     tensors = {**inputs, **outputs}
-    with _running(Variant(checked, bug), tensors, set(outputs)) as guarded:
+    with _running(variant, tensors, set(outputs)) as guarded:
         pointers = [ctypes.c_void_p(guarded.of(tensor).data_ptr()) for tensor in tensors.values()]
         launch(*pointers, *map(ctypes.c_int64, sizes))
 
@@ -120,7 +138,7 @@ def _running(variant: Variant, tensors: dict[str, Tensor], mutated: set[str]) ->
     _variant.chosen, _variant.error = variant, None
     machine.emulator_configure(
         ORDERS.index(_schedule.order), COPIES.index(_schedule.copies), _schedule.seed, _schedule.threads,
-        SMEM_LIMITS[_schedule.device], variant.checked, _counting,
+        SMEM_LIMITS[_schedule.device], variant.checked, _counters is not None,
     )  # fmt: skip
     bindings.emulator_set_device_limits(_schedule.num_sms, SMEM_LIMITS[_schedule.device])
     machine.emulator_clear_findings()
@@ -134,9 +152,18 @@ def _running(variant: Variant, tensors: dict[str, Tensor], mutated: set[str]) ->
         raise
     finally:
         bindings.emulator_guard_allocations(False)
+    if _counters is not None:
+        _counters.take(machine)
     if found := findings():
         raise EmulatorError(found)
     guarded.copy_back()
+
+
+def missing(op: str) -> str:
+    """Why there is no such op; empty if csrc/cuda/bind.cpp has it."""
+    _load_bindings()
+    there = torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{op}", "CPU")
+    return "" if there else "no CUDA kernel of this op exists"
 
 
 def findings() -> list[Finding]:

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <mutex>
 
+#include "counters.h"
 #include "runtime.h"
 
 namespace emulator {
@@ -44,6 +45,7 @@ void free_guarded(void* data) {
   if (it == all.end()) return;
   Buffer* const buffer = *it;
   all.erase(it);
+  if (settings().counting) retire_counters(*buffer);
   munmap(buffer->mapping, buffer->mapping_bytes);
   std::free(buffer->words);
   delete buffer;

@@ -248,6 +248,7 @@ void begin_block(Block& block) {
   shared.reads.resize(1);
   shared.split.clear();
   begin_block_order();
+  begin_counting_block();
 }
 
 void end_block(Block& block) {
@@ -277,7 +278,7 @@ void check_shared_operand(const char* what, const void* address, int bytes, bool
   }
   require_aligned(what, address, bytes, where);
   if (settings().checked && !write) check_shared(block, fiber, target, bytes);
-  if (settings().counting) count_matrix_or_copy(fiber, address, bytes, write, target.place);
+  if (settings().counting) count_access(fiber, address, bytes, write, true, target.place);
 }
 
 void check_global_operand(const void* address, int bytes, Where where) {
@@ -333,7 +334,7 @@ void begin_atomic(const void* address, int bytes, Where where) {
     }
     check_target(block, fiber, target, bytes);
   }
-  if (settings().counting) count_atomic(fiber, address, bytes, is_shared);
+  if (settings().counting) count_atomic(address, is_shared);
 }
 
 }  // namespace emulator

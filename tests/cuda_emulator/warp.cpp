@@ -15,7 +15,11 @@ void release(Block& block, int id) {
   Barrier& barrier = block.barriers[id];
   block.reduction_result[id] = barrier.reduction;
   order_by_barrier(block, barrier.waiting);
-  count_barrier(id);
+  if (settings().counting) {
+    count_barrier();
+    for (int w = 0; w < block.num_warps; ++w)
+      if (barrier.waiting[w]) flush_warp(block, w);
+  }
   for (int w = 0; w < block.num_warps; ++w) block.make_runnable(w, barrier.waiting[w]);
   barrier = {};
 }
@@ -27,7 +31,7 @@ bool is_complete(const Block& block, const Barrier& barrier) {
 void complete_meeting(Block& block, int warp, Meeting& meeting) {
   const uint32_t lanes = meeting.arrived;
   meeting.arrived = 0;
-  end_of_instruction(block, warp);
+  if (settings().counting && lanes == block.warps[warp].live) flush_warp(block, warp);
   meeting.complete(block, warp, lanes);
   block.make_runnable(warp, lanes);
 }
