@@ -66,8 +66,7 @@ def on_gpu(case: Case) -> Case:
 
 def backends_of(op: str, case: Case) -> list[str]:
     """The GPU backends that can run a call."""
-    args = _complete(op, case.args)
-    options = backends.explain(op, *args, **case.kwargs).options
+    options = backends.explain(op, *case.args, **case.kwargs).options
     return [option.backend for option in options if option.backend in BACKENDS and not option.reason]
 
 
@@ -75,8 +74,10 @@ def check(op: str, case: Case, backend: str) -> None:
     """Results and tensors written in place against the specification on the host; GateError names what differs."""
     host = Case(case.name, tuple(a.clone() if isinstance(a, Tensor) else a for a in case.args), case.kwargs)
     device = on_gpu(case)
-    want = _results(op, host, OPS[op].reference(*_complete(op, host.args), **host.kwargs))
-    got = _results(op, device, backends.kernel(op, backend)(*device.args, **device.kwargs))
+    want = _results(op, host, OPS[op].reference(*backends.complete(op, host.args), **host.kwargs))
+    got = _results(
+        op, device, backends.kernel(op, backend)(*backends.complete(op, device.args), **device.kwargs)
+    )
     for i, (a, b) in enumerate(zip(got, want, strict=True)):
         if reason := difference(a.cpu(), b):
             raise GateError(
@@ -121,13 +122,11 @@ def sanitize() -> Iterator[Row]:
 def time_case(op: str, case: Case) -> Iterator[Row]:
     """Own backends and peers in turns."""
     spec_ = OPS[op]
-    args = _complete(op, case.args)
+    args = backends.complete(op, case.args)
     assert spec_.cost is not None
     host = tuple(a.cpu() if isinstance(a, Tensor) else a for a in args)
     cost = spec_.cost(spec_.bind(host), *host, **case.kwargs)
-    own = {
-        name: partial(backends.kernel(op, name), *case.args, **case.kwargs) for name in backends_of(op, case)
-    }
+    own = {name: partial(backends.kernel(op, name), *args, **case.kwargs) for name in backends_of(op, case)}
     for name, call in own.items():
         check_capture(op, case, name, call)
     others, left_out = peers(op, case)
@@ -235,10 +234,6 @@ def timed_cases(quick: bool) -> Iterator[tuple[str, Case]]:
         *(value.to(dtype) for value, dtype in zip(law, types, strict=True)),
     )
     yield "sample", Case(f"T{rows_}-V{vocab}", args)
-
-
-def _complete(op: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    return (*args, *(None,) * (len(OPS[op].inputs) - len(args)))
 
 
 def _flat(results: Any) -> list[Tensor]:

@@ -112,6 +112,7 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
     """
     if op not in OPS:
         raise ValueError(f"explain: op must be one of {'|'.join(sorted(OPS))}, got {op!r}")
+    args = complete(op, args)
     return _explain(OPS[op], OPS[op].bind(args), args, kwargs)
 
 
@@ -144,8 +145,13 @@ def call(spec: OpSpec, args: tuple[Any, ...], kwargs: dict[str, Any], backend: s
     return kernel(spec.name, backend)(*args, **kwargs)
 
 
+def complete(op: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments with None for the optional tensors that are not given at the end."""
+    return (*args, *(None,) * (len(OPS[op].inputs) - len(args)))
+
+
 def kernel(op: str, backend: str) -> Callable[..., Any]:
-    """The op on one backend as a function of its arguments, without checks of values and without a synchronisation."""
+    """The op on one backend as a function of all its tensors and its options: values unchecked, nothing is waited for."""
     if backend == "spec":
         return OPS[op].reference
     if backend == "triton" and op not in _on_cuda_by_triton:
@@ -237,9 +243,8 @@ def _triton_limit(op: str) -> Callable[..., str | None] | None:
 
 def _run_triton(op: str, *args: Any, **kwargs: Any) -> Any:
     """The Triton kernel behind shapes, dtypes and limits, which it does not check itself."""
-    spec = OPS[op]
-    args += (None,) * (len(spec.inputs) - len(args))
-    sizes, limit = spec.bind(args, kwargs), _triton_limit(op)
+    args = complete(op, args)
+    sizes, limit = OPS[op].bind(args, kwargs), _triton_limit(op)
     if limit and (reason := limit(sizes, *args, **kwargs)):
         raise UnsupportedError(f"{op}: backend 'triton' cannot run this call: {reason}")
     return getattr(_triton_module(op), op)(*args, **kwargs)

@@ -79,7 +79,7 @@ class GpuExecutor:
         """An op on the backend, its values unchecked: the engine made them."""
         if op not in self._kernels:
             self._kernels[op] = backends.kernel(op, self._backend)
-        return self._kernels[op](*args, **kwargs)
+        return self._kernels[op](*backends.complete(op, args), **kwargs)
 
     def _model(self) -> None:
         """Logits go to a buffer of their own: of a graph's memory only results outlive it, and these are large."""
@@ -114,8 +114,7 @@ class GpuExecutor:
         """Ask the backend about every op of a step, on tensors of the right sizes; nothing is computed."""
 
         def ask(op: str, *args: Any, **kwargs: Any) -> Any:
-            spec = OPS[op]
-            args += (None,) * (len(spec.inputs) - len(args))
+            spec, args = OPS[op], backends.complete(op, args)
             if reason := backends.why_not(self._backend, spec, spec.bind(args, kwargs), args, kwargs):
                 raise UnsupportedError(
                     f"LLM: executor {self._backend!r} cannot run this model: {op}: {reason}; "

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A tiny model generates text on the Triton kernels, executed by ttsem or the interpreter (see tests/triton_emulated/emulation.py):
+the CPU's tokens, greedy and sampled, with trees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import emulation
+import generation
+import pytest
+
+from pyspec import backends
+
+pytestmark = pytest.mark.skipif(
+    emulation.INTERPRETED == emulation.UNDER_TTSEM,
+    reason="Triton kernels run on CPU tensors under `python -m ttsem.sanitize pytest` or with TRITON_INTERPRET=1 alone",
+)
+
+
+@pytest.fixture(autouse=True)
+def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels' own functions: Triton is emulated underneath them."""
+    if emulation.INTERPRETED:
+        import interpreter
+
+        interpreter.repair()
+    monkeypatch.setattr(backends, "_emulators", {})
+    backends.register_emulator("triton-emulated", backends._run_triton)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return generation.folder("llama", tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.mark.parametrize("sampling", generation.SAMPLING)
+@pytest.mark.parametrize("speculation", generation.SPECULATION)
+def test_tokens_are_the_cpu_s(speculation: str, sampling: str, model: Path) -> None:
+    generation.check(model, "triton-emulated", sampling, speculation)
+
+
+def test_rows_of_a_gguf_file(tmp_path: Path) -> None:
+    generation.check(generation.gguf(tmp_path / "m.gguf"), "triton-emulated", "greedy", "random")
