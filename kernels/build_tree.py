@@ -16,7 +16,16 @@ from pyspec.spec import pipeline as law
 from .aot import AotCase
 from .dots import rows
 from .noise import exp2, exponential, log
-from .pipeline import first_best, first_in_order, fold_lanes, load_row, pick_config, request_of, sum_lanes
+from .pipeline import (
+    OPTIONS,
+    first_best,
+    first_in_order,
+    fold_lanes,
+    load_row,
+    pick_config,
+    request_of,
+    sum_lanes,
+)
 from .sample import top_size
 
 _LOG2E = tl.constexpr(noise_law.LOG2E)
@@ -137,7 +146,7 @@ def _launch(
         scores_kernel[(t,)](
             logits, node_score.contiguous(), cu_t, *(law.contiguous() for law in laws), scores, vocab, b, logits.stride(0),
             SHARED_NOISE=rule == "shared_noise", BLOCK=c.block, BLOCK_B=triton.next_power_of_2(b), PLANTED_BUG=bug,
-            num_warps=c.num_warps, enable_fp_fusion=False,
+            num_warps=c.num_warps, **OPTIONS,
         )  # fmt: skip
         node_best_kernel[(t,)](
             scores, best, node_token, vocab, width, SIZE=size, BLOCK=c.block, num_warps=c.num_warps
@@ -180,6 +189,7 @@ def aot_cases() -> list[AotCase]:
         AotCase(
             f"build_tree-scores-noise{noise:d}", scores_kernel, scores,
             {"SHARED_NOISE": noise, "BLOCK": c.block, "BLOCK_B": 8, "PLANTED_BUG": ""}, num_warps=c.num_warps,
+            options=OPTIONS,
         )
         for noise in (False, True)
     ]  # fmt: skip

@@ -11,12 +11,21 @@ sums each of its columns alike is the hardware's; it was not measured.) One row 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from .aot import AotCase
+
+OPTIONS = {
+    "enable_fp_fusion": False
+}  # a scale times a sum, plus the next part: fused it would have other bits than split
+SIZE_TYPES = dict.fromkeys(
+    ("M", "N", "K", "x_stride_m", "weight_stride_n", "out_stride_p", "out_stride_m", "part_k"), "i32"
+)  # of every kernel of the family
 PROGRAMS = 264  # two per SM of a large GPU: what a call of one row should come to
 SHORTEST_PART = 128  # k: below that a part's prologue costs more than it brings
 
@@ -34,26 +43,41 @@ class Config:
     num_warps: int
     num_stages: int
 
+    def grid(self, m: int, n: int) -> tuple[int, int, int]:
+        return triton.cdiv(n, self.block_n), triton.cdiv(m, self.block_m), self.parts if self.split else 1
 
-def pick_config(m: int, n: int, k: int, *, block_k: int, unit_k: int, dots: int = 1) -> Config:
-    """Tiles, parts of K (multiples of unit_k) and pipeline for x [m, k] and a weight [n, k], with `dots` products per step."""
+    @property
+    def constants(self) -> dict[str, Any]:
+        """The kernel's constexprs."""
+        tile = {"BLOCK_M": self.block_m, "BLOCK_N": self.block_n, "BLOCK_K": self.block_k}
+        return {"PARTS": self.parts, "SPLIT": self.split, **tile}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages, **OPTIONS}
+
+    def aot_case(self, name: str, fn: Any, signature: dict[str, str], constants: dict[str, Any]) -> AotCase:
+        """The kernel of this launch, every size but M a multiple of 16. None and "" among `constants` are constexprs too."""
+        constants = {**constants, **self.constants, "PLANTED_BUG": ""}
+        signature = {**signature, **dict.fromkeys(constants, "constexpr")}
+        signature = {argument: signature[argument] for argument in fn.arg_names}
+        aligned = tuple(a for a, kind in signature.items() if kind != "constexpr" and a != "M")
+        return AotCase(name, fn, signature, constants, self.num_warps, self.num_stages, aligned)
+
+
+def pick_config(m: int, n: int, k: int, *, block_k: int, unit_k: int, area: int) -> Config:
+    """Tiles of at most `area` outputs, parts of K (multiples of unit_k) and pipeline for x [m, k] and a weight [n, k]."""
     block_n = 128 if n >= 64 * PROGRAMS else 64
     tiles = triton.cdiv(n, block_n)
     parts = 1
     while 2 * parts * tiles <= PROGRAMS and k >= 2 * parts * max(SHORTEST_PART, unit_k):
         parts *= 2
-    part_k = triton.cdiv(triton.cdiv(k, parts), unit_k) * unit_k
-    parts = triton.cdiv(k, part_k)
-    # 255 registers hold a tile of 128 x 128 and one product; halves of f32 operands take the place of half of it.
-    block_m = min((128 if dots == 1 else 64) * 128 // block_n, max(16, triton.next_power_of_2(m)), 128)
+    part_k = max(1, triton.cdiv(triton.cdiv(k, parts), unit_k)) * unit_k
+    parts = max(1, triton.cdiv(k, part_k))
+    block_m = min(area // block_n, max(16, triton.next_power_of_2(m)), 128)
     split = parts > 1 and tiles * triton.cdiv(m, block_m) < PROGRAMS
     num_warps = 8 if block_n * block_m >= 64 * 128 else 4
     return Config(block_m, block_n, block_k, part_k, parts, split, num_warps, 3)
-
-
-def dots_of(x: Tensor, weight_dtype: torch.dtype) -> int:
-    """Products per step: one more for each f32 operand, which enters as two halves."""
-    return 1 + (x.dtype == torch.float32) + (weight_dtype == torch.float32)
 
 
 def rows(x: Tensor) -> Tensor:
@@ -109,8 +133,16 @@ def sum_parts(partial: Tensor, bias: Tensor | None, out: Tensor) -> None:
     m, n = out.shape
     block_n = min(1024, max(32, triton.next_power_of_2(n)))
     sum_parts_kernel[(triton.cdiv(n, block_n), m)](
-        partial, bias, out, n, out.stride(0), partial.stride(0), partial.stride(1), PARTS=partial.size(0), BLOCK_N=block_n,
+        partial, bias, out, n, out.stride(0), partial.stride(0), partial.stride(1), PARTS=partial.size(0), BLOCK_N=block_n, **OPTIONS,
     )  # fmt: skip
+
+
+def sum_parts_case() -> AotCase:
+    pointers = {"partial_ptr": "*fp32", "bias_ptr": "*fp32", "out_ptr": "*fp32"}
+    sizes = dict.fromkeys(("N", "out_stride_m", "partial_stride_p", "partial_stride_m"), "i32")
+    constants = {"PARTS": 4, "BLOCK_N": 1024}
+    signature = {**pointers, **sizes, **dict.fromkeys(constants, "constexpr")}
+    return AotCase("linear-sum-parts", sum_parts_kernel, signature, constants)
 
 
 def zeros_where_empty(out: Tensor, k: int, bias: Tensor | None) -> bool:

@@ -27,7 +27,9 @@ def group_values(row_ptrs, g, mask, FORMAT: tl.constexpr):
     if FORMAT == "q8_0":
         q = tl.load(row_ptrs + g * 34 + 2 + k, mask=mask, other=0).to(tl.int8, bitcast=True)
     elif FORMAT == "q4_0":
-        q = (tl.load(row_ptrs + g * 18 + 2 + nibble_k, mask=mask, other=0) >> nibble_shift & 15).to(tl.int8) - 8
+        q = (tl.load(row_ptrs + g * 18 + 2 + nibble_k, mask=mask, other=0) >> nibble_shift & 15).to(
+            tl.int8
+        ) - 8
     elif FORMAT == "q4_1":
         q = (tl.load(row_ptrs + g * 20 + 4 + nibble_k, mask=mask, other=0) >> nibble_shift & 15).to(tl.int8)
     elif FORMAT == "q5_0":
@@ -40,7 +42,10 @@ def group_values(row_ptrs, g, mask, FORMAT: tl.constexpr):
     else:  # q6_k: halves of 4 groups; their 64 bytes hold groups 0, 1 low and 2, 3 high, 32 more the high bit pairs
         tl.static_assert(FORMAT == "q6_k")
         block_ptrs, half, quarter = row_ptrs + g // 8 * 210, g % 8 // 4, g % 4
-        low = tl.load(block_ptrs + half * 64 + quarter % 2 * 32 + k, mask=mask, other=0) >> quarter // 2 * 4 & 15
+        low = (
+            tl.load(block_ptrs + half * 64 + quarter % 2 * 32 + k, mask=mask, other=0) >> quarter // 2 * 4
+            & 15
+        )
         high = tl.load(block_ptrs + 128 + half * 32 + k, mask=mask, other=0) >> quarter * 2 & 3
         q = (low | high << 4).to(tl.int8) - 32
     return q
@@ -83,7 +88,9 @@ def row_multiplier(row_ptrs, mask, K, FORMAT: tl.constexpr):
             d, second = group_scales(row_ptrs, block * 8 + tl.arange(0, 8)[None, :], mask, FORMAT)
             largest = tl.max(tl.maximum(tl.abs(d), tl.abs(second)), axis=1)
             most = tl.maximum(most, largest[:, None])
-        exponent = most.to(tl.int32, bitcast=True) >> 23  # 2^-24 is the least f16, so that it is never small here
+        exponent = (
+            most.to(tl.int32, bitcast=True) >> 23
+        )  # 2^-24 is the least f16, so that it is never small here
         power = (exponent - 13 << 23).to(tl.float32, bitcast=True)
         one = tl.where((most > 0) & (most < float("inf")), power, one)
     return one

@@ -3,14 +3,24 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from pyspec import spec
-
-from .dots import Config, dot, dots_of, partials, rows, sum_parts, zeros_where_empty
+from .aot import AotCase
+from .dots import (
+    SIZE_TYPES,
+    Config,
+    dot,
+    partials,
+    rows,
+    sum_parts,
+    sum_parts_case,
+    zeros_where_empty,
+)
 from .dots import pick_config as pick_tiles
 
 
@@ -18,6 +28,7 @@ from .dots import pick_config as pick_tiles
 def linear_kernel(
     x_ptr, weight_ptr, bias_ptr, out_ptr, M, N, K, x_stride_m, weight_stride_n, out_stride_p, out_stride_m, part_k,
     PARTS: tl.constexpr, SPLIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    PLANTED_BUG: tl.constexpr = "",
 ):  # fmt: skip
     """One tile of out, or of one part of K of it."""
     offs_n = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
@@ -30,44 +41,73 @@ def linear_kernel(
         acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
         for k in range(part * part_k, min(K, (part + 1) * part_k), BLOCK_K):
             offs_k = k + tl.arange(0, BLOCK_K)
-            mask_k = offs_k < K
+            mask_k = offs_k < (part * part_k + BLOCK_K * 1000 if PLANTED_BUG == "no mask" else K)
             x = tl.load(
-                x_ptr + offs_m[None, :] * x_stride_m + offs_k[:, None], mask=mask_m[None, :] & mask_k[:, None], other=0.0
+                x_ptr + offs_m[None, :] * x_stride_m + offs_k[:, None],
+                mask=mask_m[None, :] & mask_k[:, None],
+                other=0.0,
             )
             w = tl.load(
                 weight_ptr + offs_n[:, None] * weight_stride_n + offs_k[None, :],
                 mask=mask_n[:, None] & mask_k[None, :],
                 other=0.0,
             )
-            acc = dot(w, x, acc)
+            acc = dot(w, x.to(tl.bfloat16) if PLANTED_BUG == "high half" else x, acc)
         total += acc
     if bias_ptr is not None and not SPLIT:
         total += tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0)[:, None]
-    out_ptrs = out_ptr + first.to(tl.int64) * out_stride_p + offs_m[None, :] * out_stride_m + offs_n[:, None]
+    out_ptrs = (
+        out_ptr
+        + (0 if PLANTED_BUG == "one part" else first.to(tl.int64)) * out_stride_p
+        + offs_m[None, :] * out_stride_m
+        + offs_n[:, None]
+    )
     tl.store(out_ptrs, total, mask=mask_n[:, None] & mask_m[None, :])
 
 
-def pick_config(m: int, n: int, k: int, weight_dtype: torch.dtype, dots: int = 1) -> Config:
+def pick_config(m: int, n: int, k: int, x_dtype: torch.dtype, weight_dtype: torch.dtype) -> Config:
     """The launch for x [m, k] and a weight [n, k]."""
     block_k = 32 if weight_dtype == torch.float32 else 64  # as many bytes a step
-    return pick_tiles(m, n, k, block_k=block_k, unit_k=64, dots=dots)
+    # 255 registers hold a tile of 128 x 128; the halves of f32 operands take the place of half of it.
+    area = 64 * 128 if torch.float32 in (x_dtype, weight_dtype) else 128 * 128
+    return pick_tiles(m, n, k, block_k=block_k, unit_k=64, area=area)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [M, K] times the transpose of weight [N, K], plus bias [N], as [M, N] f32."""
-    sizes = spec.linear.bind((x, weight, bias))
-    m, n, k = sizes["M"], sizes["N"], sizes["K"]
+    (m, k), n = x.shape, weight.size(0)
+    return _launch(x, weight, bias, pick_config(m, n, k, x.dtype, weight.dtype))
+
+
+def _launch(x: Tensor, weight: Tensor, bias: Tensor | None, c: Config, bug: str = "") -> Tensor:
+    (m, k), n = x.shape, weight.size(0)
     out = x.new_empty(m, n, dtype=torch.float32)
     if zeros_where_empty(out, k, bias):
         return out
-    c = pick_config(m, n, k, weight.dtype, dots_of(x, weight.dtype))
     x, weight, partial = rows(x), rows(weight), partials(c, out)
-    grid = (triton.cdiv(n, c.block_n), triton.cdiv(m, c.block_m), c.parts if c.split else 1)
-    linear_kernel[grid](
-        x, weight, bias, partial, m, n, k, x.stride(0), weight.stride(0), partial.stride(0), partial.stride(1),
-        c.part_k, PARTS=c.parts, SPLIT=c.split, BLOCK_M=c.block_m, BLOCK_N=c.block_n, BLOCK_K=c.block_k,
-        num_warps=c.num_warps, num_stages=c.num_stages,
+    bias = None if bias is None else bias.contiguous()
+    linear_kernel[c.grid(m, n)](
+        x, weight, bias, partial, m, n, k, x.stride(0), weight.stride(0), partial.stride(0), partial.stride(1), c.part_k,
+        PLANTED_BUG=bug, **c.constants, **c.options,
     )  # fmt: skip
     if c.split:
         sum_parts(partial, bias, out)
     return out
+
+
+def aot_cases() -> list[AotCase]:
+    """One row and a chunk of a prompt in every pair of types, with and without parts."""
+    cases = []
+    types = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    for m, n, k in ((1, 576, 576), (1, 49152, 576), (512, 4096, 4096)):
+        for x_type, weight_type in itertools.product(types, types):
+            c = pick_config(m, n, k, types[x_type], types[weight_type])
+            signature = {
+                "x_ptr": f"*{x_type}",
+                "weight_ptr": f"*{weight_type}",
+                "out_ptr": "*fp32",
+                **SIZE_TYPES,
+            }
+            name = f"linear-{x_type}-{weight_type}-M{m}-N{n}-K{k}"
+            cases.append(c.aot_case(name, linear_kernel, signature, {"bias_ptr": None}))
+    return [*cases, sum_parts_case()]

@@ -4,7 +4,7 @@
 A program holds one row and goes over it in blocks. The order of tokens (value descending, id ascending) is never sorted as a whole: a
 cut is the key and the id of the last token kept, found by bisection of the keys. For top-k tokens are counted. For top-p masses are
 added in any order; where rounding could change a decision (within VOCAB * 2^-51 of the limit), the tokens are walked value by
-value in the order of the specification instead. Launch with enable_fp_fusion=False.
+value in the order of the specification instead. Launch with OPTIONS.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ _LOWEST_KEY = tl.constexpr(-0x7F800001)  # of -inf
 _HIGHEST_KEY = tl.constexpr(0x7FFFFFFF)
 _SUM_BLOCK = tl.constexpr(8 * law.LANES)  # tokens that `fold_lanes` takes at once
 
+# Fused multiply-adds have other bits. Left to itself ptxas stops at 128 registers and spills some twenty; it needs 176.
+OPTIONS = {"enable_fp_fusion": False, "maxnreg": 255}
+
 
 @dataclass(frozen=True)
 class Config:
@@ -38,9 +41,9 @@ class Config:
 
 
 def pick_config(vocab: int) -> Config:
-    """Blocks of a row: 8 tokens a thread, fewer for small vocabularies."""
-    block = min(2048, max(256, triton.next_power_of_2(vocab)))
-    return Config(block, block // 256)
+    """Blocks of a row: 4 tokens a thread (8 of them, with their float64 noise, did not fit the registers)."""
+    block = min(1024, max(256, triton.next_power_of_2(vocab)))
+    return Config(block, block // 128)
 
 
 @triton.jit
@@ -169,10 +172,7 @@ def bisect(
             k = order_key(z)
             counts = (k > key1) & (k <= high) & kept(k, ids, cut_key, cut_id) & (ids < vocab)
             if tl.max(counts.to(tl.int32), axis=0) > 0:
-                if MASS:
-                    w = exp2((z.to(tl.float64) - best) * scale)
-                else:
-                    w = counts.to(tl.int32)
+                w = exp2((z.to(tl.float64) - best) * scale) if MASS else counts.to(tl.int32)
                 sum1 += tl.sum(tl.where(counts, w, 0), axis=0).to(tl.float64)
                 sum2 += tl.sum(tl.where(counts & (k > key2), w, 0), axis=0).to(tl.float64)
                 sum3 += tl.sum(tl.where(counts & (k > key3), w, 0), axis=0).to(tl.float64)

@@ -7,19 +7,18 @@ CPU kernels whatever the tile and M are, and K is never split. The packed layout
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from pyspec import spec
-from pyspec.errors import UnsupportedError
 from pyspec.spec.quant_formats import FORMATS
 
-from .dots import rows
+from .aot import AotCase
+from .dots import OPTIONS, rows
 from .gguf import group_scales, group_values, row_multiplier
 from .quantize_activations import quantize_activations
 
@@ -37,13 +36,14 @@ class Config:
 @triton.jit
 def quant_linear_kernel(
     xq_ptr, xd_ptr, sums_ptr, qweight_ptr, bias_ptr, out_ptr, M, N, K, qweight_stride_n, out_stride_m,
-    FORMAT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    FORMAT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PLANTED_BUG: tl.constexpr = "",
 ):  # fmt: skip
     """One tile of out."""
     offs_n = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
     offs_m = (tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
     offs_k = tl.arange(0, 32)
-    mask_n, mask_m = (offs_n < N)[:, None], (offs_m < M)[None, :]
+    mask_n = (offs_n < (N + BLOCK_N if PLANTED_BUG == "no mask" else N))[:, None]
+    mask_m = (offs_m < M)[None, :]
     row_ptrs = qweight_ptr + offs_n[:, None] * qweight_stride_n
     groups = K // 32
     multiplier = row_multiplier(row_ptrs, mask_n, K, FORMAT)
@@ -53,7 +53,7 @@ def quant_linear_kernel(
         xd = tl.load(xd_ptr + offs_m[None, :] * groups + g, mask=mask_m, other=0.0)
         w = group_values(row_ptrs, g, mask_n, FORMAT)
         d, second = group_scales(row_ptrs, g, mask_n, FORMAT)
-        d = rounded(d, multiplier, FORMAT)
+        d = rounded(d, multiplier, FORMAT) if PLANTED_BUG != "exact scale" else d / multiplier
         if FORMAT == "q6_k":  # a scale per 16 values: the other half of the group counts as zeros
             left = tl.dot(tl.where(offs_k < 16, w, 0), xq, out_dtype=tl.int32).to(tl.float32)
             right = tl.dot(tl.where(offs_k < 16, 0, w), xq, out_dtype=tl.int32).to(tl.float32)
@@ -63,7 +63,9 @@ def quant_linear_kernel(
             acc = tl.fma(tl.dot(w, xq, out_dtype=tl.int32).to(tl.float32), d * xd, acc)
             if FORMAT == "q4_1" or FORMAT == "q4_k":
                 sums_ptrs = sums_ptr + (offs_m[None, :] * groups + g) * 2
-                total = tl.load(sums_ptrs, mask=mask_m, other=0) + tl.load(sums_ptrs + 1, mask=mask_m, other=0)
+                total = tl.load(sums_ptrs, mask=mask_m, other=0) + tl.load(
+                    sums_ptrs + 1, mask=mask_m, other=0
+                )
                 minimum = rounded(second, multiplier, FORMAT)
                 acc = tl.fma(
                     tl.broadcast_to(xd * total.to(tl.float32), [BLOCK_N, BLOCK_M]),
@@ -73,7 +75,10 @@ def quant_linear_kernel(
     acc = acc * multiplier
     if bias_ptr is not None:
         acc += tl.load(bias_ptr + offs_n[:, None], mask=mask_n, other=0.0)
-    tl.store(out_ptr + offs_m[None, :] * out_stride_m + offs_n[:, None], acc, mask=mask_n & mask_m)
+    out_ptrs = out_ptr + offs_m[None, :] * out_stride_m + offs_n[:, None]
+    if PLANTED_BUG == "one tile":
+        out_ptrs -= tl.program_id(0) * BLOCK_N
+    tl.store(out_ptrs, acc, mask=mask_n & mask_m)
 
 
 @triton.jit
@@ -99,24 +104,56 @@ def pick_config(m: int, n: int) -> Config:
 
 
 def quant_linear(
-    x: Tensor, qweight: Tensor, bias: Tensor | None = None, *, format: str, layout: str = "rows", num_rows: int = 0
+    x: Tensor,
+    qweight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    format: str,
+    layout: str = "rows",
+    num_rows: int = 0,
 ) -> Tensor:
     """x [M, K] quantised to int8 times the transpose of GGUF rows, as [M, N] f32."""
-    sizes = spec.quant_linear.bind((x, qweight, bias))
-    check = spec.quant_linear.check
-    assert check is not None
-    check(sizes, x, qweight, bias, format=format, layout=layout, num_rows=num_rows)  # of sizes: nothing is read
-    if reason := limit(sizes, layout=layout):
-        raise UnsupportedError(f"quant_linear: {reason}")
-    m, n, k = sizes["M"], sizes["R"], sizes["K"]
-    out = x.new_empty(m, n, dtype=torch.float32)
+    return _launch(x, qweight, bias, format, pick_config(x.size(0), qweight.size(0)))
+
+
+def _launch(x: Tensor, qweight: Tensor, bias: Tensor | None, format: str, c: Config, bug: str = "") -> Tensor:
+    (m, k), n = x.shape, qweight.size(0)
+    out = x.new_empty(m, n)
     if out.numel() == 0:
         return out
-    c, qweight = pick_config(m, n), rows(qweight)
-    xq, xd, sums = quantize_activations(x)
+    qweight = rows(qweight)
     quant_linear_kernel[(triton.cdiv(n, c.block_n), triton.cdiv(m, c.block_m))](
-        xq, xd, sums, qweight, None if bias is None else bias.contiguous(), out, m, n, k, qweight.stride(0),
-        out.stride(0), FORMAT=FORMATS[format].name, BLOCK_M=c.block_m, BLOCK_N=c.block_n, num_warps=c.num_warps,
-        num_stages=c.num_stages, enable_fp_fusion=False,
+        *quantize_activations(x), qweight, None if bias is None else bias.contiguous(), out, m, n, k, qweight.stride(0),
+        out.stride(0), FORMAT=format, BLOCK_M=c.block_m, BLOCK_N=c.block_n, PLANTED_BUG=bug, num_warps=c.num_warps,
+        num_stages=c.num_stages, **OPTIONS,
     )  # fmt: skip
     return out
+
+
+def aot_cases() -> list[AotCase]:
+    """Every format with one row and with a chunk of a prompt."""
+    cases = []
+    for format, m in itertools.product(FORMATS, (1, 512)):
+        c = pick_config(m, 4096)
+        constants = {"FORMAT": format, "BLOCK_M": c.block_m, "BLOCK_N": c.block_n, "PLANTED_BUG": ""}
+        signature = {
+            "xq_ptr": "*i8", "xd_ptr": "*fp32", "sums_ptr": "*i32", "qweight_ptr": "*u8", "bias_ptr": "*fp32",
+            "out_ptr": "*fp32", **dict.fromkeys(("M", "N", "K", "qweight_stride_n", "out_stride_m"), "i32"),
+            **dict.fromkeys(constants, "constexpr"),
+        }  # fmt: skip
+        aligned = (
+            "xq_ptr",
+            "xd_ptr",
+            "sums_ptr",
+            "qweight_ptr",
+            "bias_ptr",
+            "out_ptr",
+            "N",
+            "K",
+            "out_stride_m",
+        )
+        name = f"quant_linear-{format}-M{m}-N4096"
+        cases.append(
+            AotCase(name, quant_linear_kernel, signature, constants, c.num_warps, c.num_stages, aligned)
+        )
+    return cases

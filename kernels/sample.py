@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .aot import AotCase
 from .dots import rows
-from .pipeline import pick, pick_config
+from .pipeline import OPTIONS, pick, pick_config
 
 LAW_TYPES = {
     "temperature": "*fp32", "top_k": "*i32", "top_p": "*fp32", "min_p": "*fp32", "seed": "*i64", "stream": "*i32"
@@ -60,7 +60,7 @@ def _launch(
         sample_kernel[(t,)](
             logits, *(law.contiguous() for law in laws), *out, vocab, logits.stride(0),
             NUM_LOGPROBS=num, SIZE=top_size(num), BLOCK=c.block, PLANTED_BUG=bug,
-            num_warps=c.num_warps, enable_fp_fusion=False,
+            num_warps=c.num_warps, **OPTIONS,
         )  # fmt: skip
     return out
 
@@ -78,6 +78,13 @@ def aot_cases() -> list[AotCase]:
         }  # fmt: skip
         constants = {"NUM_LOGPROBS": num, "SIZE": top_size(num), "BLOCK": c.block, "PLANTED_BUG": ""}
         cases.append(
-            AotCase(f"sample-V{vocab}-N{num}", sample_kernel, signature, constants, num_warps=c.num_warps)
+            AotCase(
+                f"sample-V{vocab}-N{num}",
+                sample_kernel,
+                signature,
+                constants,
+                num_warps=c.num_warps,
+                options=OPTIONS,
+            )
         )
     return cases

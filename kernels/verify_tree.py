@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .aot import AotCase
 from .dots import rows
-from .pipeline import pick, pick_config, request_of
+from .pipeline import OPTIONS, pick, pick_config, request_of
 from .sample import LAW_TYPES, top_size
 
 
@@ -111,7 +111,7 @@ def _launch(
         pick_nodes_kernel[(t,)](
             logits, parents, cu_t, *(law.contiguous() for law in laws), *picked, vocab, b, logits.stride(0),
             NUM_LOGPROBS=num, SIZE=top_size(num), BLOCK=c.block, BLOCK_B=triton.next_power_of_2(b), PLANTED_BUG=bug,
-            num_warps=c.num_warps, enable_fp_fusion=False,
+            num_warps=c.num_warps, **OPTIONS,
         )  # fmt: skip
     if b:
         walk_kernel[(b,)](
@@ -141,7 +141,14 @@ def aot_cases() -> list[AotCase]:
             "PLANTED_BUG": "constexpr",
         }  # fmt: skip
         cases.append(
-            AotCase(f"verify_tree-nodes-N{num}", pick_nodes_kernel, signature, nodes, num_warps=c.num_warps)
+            AotCase(
+                f"verify_tree-nodes-N{num}",
+                pick_nodes_kernel,
+                signature,
+                nodes,
+                num_warps=c.num_warps,
+                options=OPTIONS,
+            )
         )
         walk = {
             "tokens_ptr": "*i32", "parents_ptr": "*i32", "cu_t_ptr": "*i32", **picked, "path_ptr": "*i32",

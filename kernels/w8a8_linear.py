@@ -13,9 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pyspec import spec
-
-from .dots import rows
+from .aot import AotCase
+from .dots import OPTIONS, rows
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Config:
 @triton.jit
 def w8a8_linear_kernel(
     x_ptr, weight_ptr, x_scale_ptr, w_scale_ptr, out_ptr, M, N, K, x_stride_m, weight_stride_n, out_stride_m,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PLANTED_BUG: tl.constexpr = "",
 ):  # fmt: skip
     """One tile of out. The weight is the left operand: see dots.py."""
     offs_n = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
@@ -41,9 +40,11 @@ def w8a8_linear_kernel(
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.int32)
     for k in range(0, K, BLOCK_K):
         offs_k = k + tl.arange(0, BLOCK_K)
-        mask_k = offs_k < K
+        mask_k = offs_k < (K + BLOCK_K if PLANTED_BUG == "no mask" else K)
         x = tl.load(
-            x_ptr + offs_m[None, :] * x_stride_m + offs_k[:, None], mask=mask_m[None, :] & mask_k[:, None], other=0
+            x_ptr + offs_m[None, :] * x_stride_m + offs_k[:, None],
+            mask=mask_m[None, :] & mask_k[:, None],
+            other=0,
         )
         w = tl.load(
             weight_ptr + offs_n[:, None] * weight_stride_n + offs_k[None, :],
@@ -53,8 +54,12 @@ def w8a8_linear_kernel(
         acc = tl.dot(w, x, acc)
     w_scale = tl.load(w_scale_ptr + offs_n, mask=mask_n, other=0.0)
     x_scale = tl.load(x_scale_ptr + offs_m, mask=mask_m, other=0.0)
+    if PLANTED_BUG == "rounded sum":
+        acc = acc.to(tl.bfloat16)
     out = acc.to(tl.float32) * w_scale[:, None] * x_scale[None, :]
     out_ptrs = out_ptr + offs_m[None, :] * out_stride_m + offs_n[:, None]
+    if PLANTED_BUG == "one tile":
+        out_ptrs -= tl.program_id(0) * BLOCK_N
     tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=mask_n[:, None] & mask_m[None, :])
 
 
@@ -71,19 +76,49 @@ def w8a8_linear(
     x: Tensor, weight: Tensor, x_scale: Tensor, w_scale: Tensor, *, out_dtype: torch.dtype
 ) -> Tensor:
     """x [M, K] i8 times the transpose of weight [N, K] i8, scaled, as [M, N] of out_dtype."""
-    sizes = spec.w8a8_linear.bind((x, weight, x_scale, w_scale))
-    check = spec.w8a8_linear.check
-    assert check is not None
-    check(sizes, x, weight, x_scale, w_scale, out_dtype=out_dtype)  # of sizes and dtypes: nothing is read
-    m, n, k = sizes["M"], sizes["N"], sizes["K"]
+    return _launch(x, weight, x_scale, w_scale, out_dtype, pick_config(x.size(0), weight.size(0)))
+
+
+def _launch(
+    x: Tensor,
+    weight: Tensor,
+    x_scale: Tensor,
+    w_scale: Tensor,
+    out_dtype: torch.dtype,
+    c: Config,
+    bug: str = "",
+) -> Tensor:
+    (m, k), n = x.shape, weight.size(0)
     out = x.new_empty(m, n, dtype=out_dtype)
     if out.numel() == 0:
         return out
-    c = pick_config(m, n)
     x, weight = rows(x), rows(weight)
     w8a8_linear_kernel[(triton.cdiv(n, c.block_n), triton.cdiv(m, c.block_m))](
         x, weight, x_scale.contiguous(), w_scale.contiguous(), out, m, n, k, x.stride(0), weight.stride(0),
-        out.stride(0), BLOCK_M=c.block_m, BLOCK_N=c.block_n, BLOCK_K=c.block_k, num_warps=c.num_warps,
-        num_stages=c.num_stages, enable_fp_fusion=False,
+        out.stride(0), BLOCK_M=c.block_m, BLOCK_N=c.block_n, BLOCK_K=c.block_k, PLANTED_BUG=bug, num_warps=c.num_warps,
+        num_stages=c.num_stages, **OPTIONS,
     )  # fmt: skip
     return out
+
+
+def aot_cases() -> list[AotCase]:
+    """One row, few rows and a chunk of a prompt."""
+    cases = []
+    for m, n in ((1, 576), (16, 4096), (512, 4096)):
+        c = pick_config(m, n)
+        sizes = ("M", "N", "K", "x_stride_m", "weight_stride_n", "out_stride_m")
+        constants = {"BLOCK_M": c.block_m, "BLOCK_N": c.block_n, "BLOCK_K": c.block_k, "PLANTED_BUG": ""}
+        pointers = {
+            "x_ptr": "*i8",
+            "weight_ptr": "*i8",
+            "x_scale_ptr": "*fp32",
+            "w_scale_ptr": "*fp32",
+            "out_ptr": "*bf16",
+        }
+        signature = {**pointers, **dict.fromkeys(sizes, "i32"), **dict.fromkeys(constants, "constexpr")}
+        aligned = (*pointers, *sizes[1:])
+        name = f"w8a8_linear-M{m}-N{n}"
+        cases.append(
+            AotCase(name, w8a8_linear_kernel, signature, constants, c.num_warps, c.num_stages, aligned)
+        )
+    return cases
