@@ -60,7 +60,7 @@ struct Workspace {
   RowTile* tiles;      // [max_tiles]
   int32_t* item_tile;  // [grid]: the row tile of a block, or -1
   int32_t* arrived;    // [max_tiles, G] parts that are done; the last one sets it back to 0
-  float* partials;     // stored spans: accumulators [rows, D], then (max, sum) [rows, 2]
+  float* partials;     // stored spans: accumulators [rows, D], then (max, sum) [rows, 2], a multiple of 4
   int64_t partial_floats;
   int mask_words;
   int64_t bytes;
@@ -74,7 +74,7 @@ inline Workspace place_workspace(const TreeAttentionCudaParams& p, const TreeAtt
     w.bytes += (count * int64_t(sizeof(*pointer)) + 15) / 16 * 16;
   };
   w.mask_words = int((std::min<int64_t>(p.T, kMaxTree) + 31) / 32);
-  const int64_t spans = (p.W * p.S + kSpan - 1) / kSpan, every_row = p.T * p.H * (p.D + 2);
+  const int64_t spans = (p.W * p.S + kSpan - 1) / kSpan, every_row = p.T * p.H * (p.D + 4);
   w.partial_floats = spans > 1 ? std::min(spans * every_row, kMaxPartialBytes / 4) : 0;
   take(w.header, 1);
   take(w.is_chain, p.B);

@@ -113,43 +113,40 @@ __device__ inline void describe_rows(const Call& call, const Item& item, unsigne
   reinterpret_cast<WarpView*>(memory + call.shared.warps)[warp] = view;
 }
 
-// The rule of a call's scores and masks, applied to those of 16 rows over one tile.
-__device__ inline void finish_scores(float (&scores)[kTile / 8][4], const Call& call, const float* k_scale,
-                                     const RowView* views, bool masked, int first_slot, int lane) {
+// The rule of a call's scores, applied to those of 16 rows over one tile; `scales` of its keys, or null.
+__device__ inline void finish_scores(float (&scores)[kTile / 8][4], const Call& call, const float* scales,
+                                     int lane) {
   const float cap = call.p.softcap, scale = cap == 0.0f ? call.p.scale * kLog2E : call.p.scale / cap;
 #pragma unroll
   for (int n = 0; n < kTile / 8; ++n)
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      if (k_scale) scores[n][i] *= k_scale[8 * n + lane % 4 * 2 + i % 2];
+      if (scales) scores[n][i] *= scales[8 * n + lane % 4 * 2 + i % 2];
       scores[n][i] *= scale;
       if (cap != 0.0f) scores[n][i] = cap * kLog2E * tanhf(scores[n][i]);
     }
-  if (!masked) return;
+}
+
+// -inf for what rows do not see, by their bits of the tile's slots.
+__device__ inline void hide(float (&scores)[kTile / 8][4], const uint32_t (&seen)[2], int lane) {
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const uint32_t seen =
-        visible_bits(views[8 * half + lane / 4], call.w.masks, call.w.mask_words, first_slot) >>
-        (lane % 4 * 2);
+  for (int n = 0; n < kTile / 8; ++n)
 #pragma unroll
-    for (int n = 0; n < kTile / 8; ++n)
-#pragma unroll
-      for (int i = 0; i < 2; ++i)
-        if (!(seen >> (8 * n + i) & 1)) scores[n][2 * half + i] = -INFINITY;
-  }
+    for (int i = 0; i < 4; ++i)
+      if (!(seen[i / 2] >> (8 * n + lane % 4 * 2 + i % 2) & 1)) scores[n][i] = -INFINITY;
 }
 
 // Weights of 16 rows over one tile as operands of the product with V: two 16-bit parts of each.
 template <bool kF16>
-__device__ inline void pack_weights(const float (&scores)[kTile / 8][4], const float* v_scale, bool split,
+__device__ inline void pack_weights(const float (&scores)[kTile / 8][4], const float* scales, bool split,
                                     uint32_t (&weights)[4], uint32_t (&rest)[4], int lane) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     float x = scores[i / 2][i % 2 * 2], y = scores[i / 2][i % 2 * 2 + 1];
-    if (v_scale) {
-      const float* scale = v_scale + i / 2 * 8 + lane % 4 * 2;
-      x *= scale[0];
-      y *= scale[1];
+    if (scales) {  // of a slot that a row does not see the scale may be NaN
+      const float* scale = scales + i / 2 * 8 + lane % 4 * 2;
+      x = x == 0.0f ? 0.0f : x * scale[0];
+      y = y == 0.0f ? 0.0f : y * scale[1];
     }
     weights[i] = pack<kF16>(x, y);
     if (split) rest[i] = pack_rest<kF16>(x, y, weights[i]);
@@ -220,52 +217,74 @@ __global__ void __launch_bounds__(kFrags == kShape<kD>.max_frags ? kShape<kD>.ma
   PYSPEC_DYNAMIC_SHARED(memory);
   static_assert(sizeof(Item) <= kItemBytes);
   Item& item = *reinterpret_cast<Item*>(memory + call.shared.item);
-  if (threadIdx.x == 0) item.fill(call, tile_index, int(blockIdx.x));
+  if (threadIdx.x == 0) item.fill(call, tile_index, int(blockIdx.x), kSlots);
   __syncthreads();
 
-  const int stage0 = max(item.span0 * kSpan, item.tile.first_slot) / kSlots;
-  const int stage1 = (min(item.span1 * kSpan, item.tile.end_slot) + kSlots - 1) / kSlots;
   StageLoader<kD> loader(call, item, memory);
 #pragma unroll
-  for (int ahead = 0; ahead < kStages - 1; ++ahead) loader.load(stage0 + ahead, stage1);
+  for (int ahead = 0; ahead < kStages - 1; ++ahead) loader.load(item.stage0 + ahead, item.stage1);
   load_queries<kD, kF16>(call, item, memory);
   describe_rows(call, item, memory, 16 * kFrags);
 
   const int lane = threadIdx.x % kWarp, warp_row = threadIdx.x / kWarp * 16 * kFrags;
-  const int q = swizzled<kD>(warp_row + lane % 16, lane / 16),
-            k = swizzled<kD>(lane / 16 * 8 + lane % 8, lane / 8 % 2),
-            v = swizzled<kD>(kSlots + lane % 16, lane / 16);
+  // The place of this lane's chunk in 16 rows as ldmatrix reads Q and V, and as it reads K.
+  const int along = swizzled<kD>(lane % 16, lane / 16);
+  const int k = swizzled<kD>(lane / 16 * 8 + lane % 8, lane / 8 % 2);
   const int q_rest = call.split ? call.tile_rows * kD * 2 : 0;
   WarpRows<kD, kF16, kFrags> state;
   state.clear();
-  for (int stage = stage0; stage < stage1; ++stage) {
+  for (int stage = item.stage0; stage < item.stage1; ++stage) {
     cuda::cp_async_wait<kStages - 2>();
     __syncthreads();
-    loader.load(stage + kStages - 1, stage1);
+    loader.load(stage + kStages - 1, item.stage1);
     const StageView kv = loader.ready(stage);
-    const WarpView view = reinterpret_cast<const WarpView*>(memory + call.shared.warps)[threadIdx.x / kWarp];
 #pragma unroll 1
     for (int slot = 0; slot < kSlots; slot += kTile) {
       const int first = stage * kSlots + slot, end = first + kTile, tile = kv.k + slot * kD * 2;
+      const WarpView& view =
+          reinterpret_cast<const WarpView*>(memory + call.shared.warps)[threadIdx.x / kWarp];
       if (first >= view.seen1 || end <= view.seen0) continue;
       float scores[kFrags][kTile / 8][4];
       uint32_t weights[kFrags][4], rest[kFrags][4];
-      state.dot(scores, memory, q, q_rest, tile + k);
+      state.dot(scores, memory, along + warp_row * kD * 2, q_rest, tile + k);
       const bool masked = first < view.open0 || end > view.open1;
+      const float* scales = kv.scales ? reinterpret_cast<const float*>(memory + kv.scales) + slot : nullptr;
+      const auto seen_by = [&](int f, uint32_t (&seen)[2]) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const int row = warp_row + 16 * f + 8 * half + lane / 4;
+          seen[half] = visible_bits(reinterpret_cast<const RowView*>(memory + call.shared.rows)[row],
+                                    call.w.masks, call.w.mask_words, first);
+        }
+      };
 #pragma unroll
       for (int f = 0; f < kFrags; ++f) {
-        const RowView* rows = reinterpret_cast<const RowView*>(memory + call.shared.rows) + warp_row + 16 * f;
-        finish_scores(scores[f], call, kv.scales ? kv.scales + slot : nullptr, rows, masked, first, lane);
+        finish_scores(scores[f], call, scales, lane);
+        if (masked) {
+          uint32_t seen[2];
+          seen_by(f, seen);
+          hide(scores[f], seen, lane);
+        }
         state.soften(scores[f], f);
-        pack_weights<kF16>(scores[f], kv.scales ? kv.scales + kSlots + slot : nullptr, call.split, weights[f],
-                           rest[f], lane);
+        pack_weights<kF16>(scores[f], scales ? scales + kSlots : nullptr, call.split, weights[f], rest[f],
+                           lane);
       }
-      state.add_values(weights, rest, call.split, memory, tile + v);
+      const uint32_t broken =
+          state.add_values(weights, rest, call.split, memory, tile + kSlots * kD * 2 + along, masked);
+      if (!broken) continue;
+#pragma unroll
+      for (int f = 0; f < kFrags; ++f) {
+        uint32_t seen[2];
+        seen_by(f, seen);
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+          if (seen[half] & broken) state.sum[f][half] = NAN;
+      }
     }
     const int span = stage * kSlots / kSpan;
-    if ((stage + 1) * kSlots % kSpan != 0 && stage + 1 < stage1) continue;
+    if ((stage + 1) * kSlots % kSpan != 0 && stage + 1 < item.stage1) continue;
     state.reduce();
-    const bool joins = item.part == 0 && span > item.span0, keeps = item.part == 0 && stage + 1 < stage1;
+    const bool joins = item.part == 0 && span > item.span0, keeps = item.part == 0 && stage + 1 < item.stage1;
 #pragma unroll
     for (int f = 0; f < kFrags; ++f)
 #pragma unroll

@@ -28,12 +28,13 @@ __device__ inline void load8(const void* q, DType dtype, int64_t index, float (&
 struct Item {
   RowTile tile;
   int tile_index, g, part;
-  int span0, span1, part_spans;
-  int heads;       // of a KV head
-  int t0, kv_len;  // of the request
-  int is_last;     // whether the block is the last one of its row tile
+  int span0, part_spans;
+  int stage0, stage1;  // its slots in units of kSlots
+  int heads;           // of a KV head
+  int t0, kv_len;      // of the request
+  int is_last;         // whether the block is the last one of its row tile
 
-  __device__ void fill(const Call& call, int index, int block) {
+  __device__ void fill(const Call& call, int index, int block, int slots) {
     const TreeAttentionCudaParams& p = call.p;
     tile = call.w.tiles[index];
     tile_index = index;
@@ -41,7 +42,8 @@ struct Item {
     part = (block - tile.first_item) % tile.parts;
     part_spans = whole() ? tile.spans : call.w.header->part_spans;
     span0 = tile.span0 + part * part_spans;
-    span1 = min(span0 + part_spans, tile.span0 + tile.spans);
+    stage0 = max(span0 * kSpan, tile.first_slot) / slots;
+    stage1 = (min((span0 + part_spans) * kSpan, tile.end_slot) + slots - 1) / slots;
     heads = int(p.H / p.G);
     t0 = p.cu_t[tile.request];
     kv_len = p.kv_len[tile.request];
@@ -103,11 +105,10 @@ __device__ inline uint2 widen(uint32_t bytes, DType dtype) {
   return {pack<false>(x[0], x[1]), pack<false>(x[2], x[3])};
 }
 
-// A stage that has arrived, as 16-bit values: the place of K, V behind it; scales of K by slot and V's behind
-// them, or null.
+// A stage that has arrived, as 16-bit values: places of K with V behind it, and of the scales of K by slot
+// with V's behind them (0: none).
 struct StageView {
-  int k;
-  const float* scales;
+  int k, scales;
 };
 
 // Brings the slots of one request and KV head into a ring of kStages. Lane j of every warp looks up where
@@ -138,7 +139,7 @@ class StageLoader {
   // The stage, once cp.async and a barrier say that it is there; f8 and i8 are widened by all threads.
   __device__ StageView ready(int index) const {
     const int stage = index % kStages;
-    if (!call_.quantised) return {call_.shared.stages + stage * 2 * kSlots * kD * 2, nullptr};
+    if (!call_.quantised) return {call_.shared.stages + stage * 2 * kSlots * kD * 2, 0};
     const unsigned char* raw = memory_ + call_.shared.stages + stage * 2 * kSlots * kD;
     unsigned char* wide = memory_ + call_.shared.wide;
     for (int i = threadIdx.x; i < 2 * kSlots * (kD / 16); i += blockDim.x) {  // rows of K, then of V
@@ -150,8 +151,7 @@ class StageLoader {
       *reinterpret_cast<uint4*>(wide + swizzled<kD>(row, chunk + 1)) = {c.x, c.y, d.x, d.y};
     }
     __syncthreads();
-    return {call_.shared.wide,
-            reinterpret_cast<const float*>(memory_ + call_.shared.scales) + stage * 2 * kSlots};
+    return {call_.shared.wide, call_.shared.scales + stage * 2 * kSlots * 4};
   }
 
  private:

@@ -12,7 +12,7 @@ constexpr unsigned kFullWarp = 0xffffffffu;
 template <int kD>
 constexpr Shape kShape = shape_of(kD);
 
-__device__ inline int64_t partial_size(int64_t rows, int64_t D) { return rows * (D + 2); }
+__device__ inline int64_t partial_size(int64_t rows, int64_t D) { return rows * D + (2 * rows + 3) / 4 * 4; }
 
 // Where 16-byte chunk `chunk` of a row of 16-bit values lies in shared memory, in bytes. The chunks of 8
 // consecutive rows, as ldmatrix reads them, fall on different banks: rows of 128, 256 or 512 bytes begin at
@@ -61,6 +61,16 @@ template <bool kF16>
 __device__ inline uint32_t pack_rest(float x, float y, uint32_t pair) {
   const float2 rounded = unpack<kF16>(pair);
   return pack<kF16>(x - rounded.x, y - rounded.y);
+}
+
+// Sets those of a pair that are NaN or infinite to 0; returns which.
+template <bool kF16>
+__device__ inline uint32_t clear_infinite(uint32_t& pair) {
+  constexpr uint32_t kExponent = kF16 ? 0x7c00 : 0x7f80;
+  uint32_t cleared = 0;
+  if ((pair & kExponent) == kExponent) pair &= 0xffff0000u, cleared |= 1;
+  if ((pair >> 16 & kExponent) == kExponent) pair &= 0xffffu, cleared |= 2;
+  return cleared;
 }
 
 // Bits of the slots [first, first + 32) that a row sees.
@@ -180,13 +190,18 @@ struct WarpRows {
   }
 
   // acc += P V by the place of this lane's chunk of V; with `split` the weights' second parts after the first
-  // ones.
-  __device__ void add_values(const uint32_t (&weights)[kFrags][4], const uint32_t (&rest)[kFrags][4],
-                             bool split, const unsigned char* memory, int v) {
+  // ones. 0 times NaN is NaN: if some row does not see some key (`masked`), values that are not finite are
+  // taken as 0, and the bits of their keys returned for the rows that do see them.
+  __device__ uint32_t add_values(const uint32_t (&weights)[kFrags][4], const uint32_t (&rest)[kFrags][4],
+                                 bool split, const unsigned char* memory, int v, bool masked) {
+    uint32_t broken = 0;
 #pragma unroll
     for (int n = 0; n < kD / 16; ++n) {
       uint32_t b[4];
       cuda::ldmatrix_x4_trans(b, memory + swizzled_step<kD>(v, n));
+      if (masked)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) broken |= clear_infinite<kF16>(b[i]) << (i % 2 * 8);
 #pragma unroll
       for (int f = 0; f < kFrags; ++f) {
         mma<kF16>(acc[f][2 * n], weights[f], b[0], b[1]);
@@ -197,6 +212,8 @@ struct WarpRows {
         }
       }
     }
+    if (!masked) return 0;
+    return __reduce_or_sync(kFullWarp, broken << (threadIdx.x % 4 * 2));
   }
 
   // Each row's sum, in all four lanes that share the row.
