@@ -68,6 +68,8 @@ def compile_all(targets: Iterable[str] = TARGETS, workers: int = 2) -> list[Kern
 
 def why_no_nvcc() -> str:
     """Why CUDA sources cannot be compiled; empty if they can."""
+    if not (ROOT / "csrc/cuda").is_dir():
+        return "csrc/cuda is not here: the CUDA sources are in the repository, not in an installed package"
     return "" if shutil.which("nvcc") else "nvcc is not on PATH"
 
 

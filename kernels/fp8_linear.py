@@ -19,6 +19,7 @@ from torch import Tensor
 from .aot import AotCase
 from .dots import SIZE_TYPES, Config, dot, partials, rows, sum_parts, zeros_where_empty
 from .dots import pick_config as pick_tiles
+from .tuned import tunable
 
 
 @triton.jit
@@ -85,6 +86,7 @@ def fp8_linear_kernel(
     tl.store(out_ptrs, total, mask=mask_n[:, None] & mask_m[None, :])
 
 
+@tunable("fp8_linear")
 def pick_config(m: int, n: int, k: int, x_dtype: torch.dtype) -> Config:
     """The launch for x [m, k] and a weight [n, k]: parts of K hold whole blocks of 128."""
     block_k = 32 if x_dtype == torch.float32 else 64  # decoding a weight takes registers, as halves of x do

@@ -22,6 +22,7 @@ from .dots import (
     zeros_where_empty,
 )
 from .dots import pick_config as pick_tiles
+from .tuned import tunable
 
 
 @triton.jit
@@ -65,6 +66,7 @@ def linear_kernel(
     tl.store(out_ptrs, total, mask=mask_n[:, None] & mask_m[None, :])
 
 
+@tunable("linear")
 def pick_config(m: int, n: int, k: int, x_dtype: torch.dtype, weight_dtype: torch.dtype) -> Config:
     """The launch for x [m, k] and a weight [n, k]."""
     block_k = 32 if weight_dtype == torch.float32 else 64  # as many bytes a step

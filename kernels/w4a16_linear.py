@@ -20,6 +20,7 @@ from torch import Tensor
 from .aot import AotCase
 from .dots import SIZE_TYPES, Config, dot, partials, rows, sum_parts
 from .dots import pick_config as pick_tiles
+from .tuned import tunable
 
 
 @triton.jit
@@ -88,6 +89,7 @@ def w4a16_linear_kernel(
     tl.store(out_ptrs, total, mask=mask_n[:, None] & mask_m[None, :])
 
 
+@tunable("w4a16_linear")
 def pick_config(m: int, n: int, k: int, group_size: int, act_order: bool) -> Config:
     """The launch for x [m, k] and a weight [n, k]. Parts of K hold whole groups; act-order fetches a scale per weight."""
     block_k = 32 if act_order or group_size == 32 else 64

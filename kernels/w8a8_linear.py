@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .aot import AotCase
 from .dots import OPTIONS, rows
+from .tuned import tunable
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ def w8a8_linear_kernel(
     tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=mask_n[:, None] & mask_m[None, :])
 
 
+@tunable("w8a8_linear")
 def pick_config(m: int, n: int) -> Config:
     """Small tiles of channels for few rows, so that many programs fetch the weight; tiles of a warp group for many."""
     block_m = min(128, max(16, triton.next_power_of_2(m)))

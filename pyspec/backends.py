@@ -130,8 +130,7 @@ def call(spec: OpSpec, args: tuple[Any, ...], kwargs: dict[str, Any], backend: s
 
     Wherever the kernel cannot check values itself (CUDA, Triton), the specification checks them first.
     """
-    on_cuda = any(isinstance(arg, Tensor) and arg.is_cuda for arg in args)
-    if backend is None and not on_cuda:
+    if backend is None and not _on_cuda(args):
         return getattr(torch.ops.pyspec, spec.name)(*args, **kwargs)
     if backend == "spec":
         return spec.run(*args, **kwargs)
@@ -163,10 +162,13 @@ def kernel(op: str, backend: str) -> Callable[..., Any]:
 
 def check_values(spec: OpSpec, sizes: dict[str, int], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """The specification's check of values, on host copies; not while a CUDA graph is captured, which nothing may read."""
-    on_cuda = any(isinstance(arg, Tensor) and arg.is_cuda for arg in args)
-    if spec.check is None or (on_cuda and torch.cuda.is_current_stream_capturing()):
+    if spec.check is None or (_on_cuda(args) and torch.cuda.is_current_stream_capturing()):
         return
     spec.check(sizes, *(_on_host(arg) for arg in args), **kwargs)
+
+
+def _on_cuda(args: tuple[Any, ...]) -> bool:
+    return any(isinstance(arg, Tensor) and arg.device.type == "cuda" for arg in args)
 
 
 def _on_host(arg: Any) -> Any:

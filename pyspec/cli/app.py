@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command group, and how every command ends: errors are one line on stderr, never a traceback for bad input.
 
-Exit codes: 0 done, 1 an error (or texts that differ), 2 wrong usage, 130 stopped by Ctrl-C, 141 the reader of stdout left.
+Exit codes: 0 done, 1 an error (or texts that differ), 2 wrong usage, 3 no GPU for a command that needs one,
+130 stopped by Ctrl-C, 141 the reader of stdout left.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pyspec.cli.demo import demo
 from pyspec.cli.fetch import fetch
 from pyspec.cli.generate import generate
 from pyspec.cli.info import info
+from pyspec.cli.tune import tune
 
 EXPECTED = (
     ValueError,
@@ -35,7 +37,7 @@ def cli() -> None:
     """Exact and fast speculative decoding with token trees: the same text as plain decoding, sooner."""
 
 
-for command in (generate, chat, info, fetch, bench, demo):
+for command in (generate, chat, info, fetch, bench, demo, tune):
     cli.add_command(command)
 
 
