@@ -15,7 +15,8 @@
 namespace pyspec {
 namespace {
 
-constexpr int kWarp = 32, kMaxThreads = 256;
+constexpr int kWarp = 32, kMaxThreads = 256,
+              kBlocksPerSm = 4;  // at most 64 registers: for more ptxas would spill
 
 struct AppendConfig {
   int lanes;    // a power of two that share a row
@@ -49,7 +50,7 @@ __device__ Row row_of(const AppendKvParams& p, int64_t t, int r) {
   const int64_t g = value ? r - p.G : r;
   const uint64_t slot = p.slots[t], S = p.S + (PYSPEC_PLANTED(4) ? 1 : 0);
   // 64-bit division takes some 100 instructions: only a cache of more than 2^32 slots needs it
-  const int64_t page = slot >> 32 ? slot / S : uint32_t(slot) / uint32_t(S), offset = slot - page * p.S;
+  const int64_t page = slot >> 32 ? slot / S : uint32_t(slot) / uint32_t(S), offset = slot - page * S;
   const KvPages& pages = value ? p.v_pages : p.k_pages;
   float* scales = value ? p.v_scale : p.k_scale;
   const int D = int(p.D), Y = value && !PYSPEC_PLANTED(1) ? 0 : int(p.Y);
@@ -84,53 +85,52 @@ __device__ void store_run(const AppendKvParams& p, const Row& row, int at, const
 }
 
 template <int kWidth, bool kQuantised>
-__global__ void __launch_bounds__(kMaxThreads) append_rows(const AppendKvParams p, int lanes) {
+__global__ void __launch_bounds__(kMaxThreads, kBlocksPerSm) append_rows(const AppendKvParams p, int lanes) {
   constexpr int kUnits = kWidth == 4 ? 1 : 4;  // of a thread at a time: 8 elements
   const int lane = threadIdx.x % lanes, rows = int(blockDim.x) / lanes, D = int(p.D);
   const int most_units = max(cuda::row_units<kWidth>(D, 0), cuda::row_units<kWidth>(D, int(p.Y)));
   const int chunk = kUnits * lanes;
-  for (int64_t t = blockIdx.x; t < p.T; t += gridDim.x) {
-    const float* angles = p.rope_table ? p.rope_table + int64_t(p.positions[t]) * p.Y : nullptr;
-    for (int first = 0; first < 2 * p.G; first += rows) {  // all threads together: they shuffle
-      const int r = first + int(threadIdx.x) / lanes;
-      const bool active = r < 2 * p.G || PYSPEC_PLANTED(5);
-      const Row row = row_of<kWidth>(p, t, active ? r : 0);
-      const int units = active ? row.units : 0;
-      float x[kUnits][2 * kWidth] = {};
-      const auto load = [&](int u0) {
+  const int64_t t = blockIdx.x;
+  const float* angles = p.rope_table ? p.rope_table + int64_t(p.positions[t]) * p.Y : nullptr;
+  for (int first = 0; first < 2 * p.G; first += rows) {  // all threads together: they shuffle
+    const int r = first + int(threadIdx.x) / lanes;
+    const bool active = r < 2 * p.G || PYSPEC_PLANTED(5);
+    const Row row = row_of<kWidth>(p, t, active ? r : 0);
+    const int units = active ? row.units : 0;
+    float x[kUnits][2 * kWidth] = {};
+    const auto load = [&](int u0) {
 #pragma unroll
-        for (int i = 0; i < kUnits; ++i) {
-          const int u = u0 + i * lanes + lane;
-          if (u < units)
-            load_unit<kWidth>(p, row, cuda::rope_unit<kWidth>(u, D, row.Y, p.interleaved), angles, x[i]);
-        }
-      };
-      float scale = 0.0f;
-      if constexpr (kQuantised) {
-        uint32_t most = 0;
-        for (int u0 = 0; u0 < most_units; u0 += chunk) {
-          load(u0);
-#pragma unroll
-          for (int i = 0; i < kUnits; ++i)
-#pragma unroll
-            for (int j = 0; j < 2 * kWidth; ++j)
-              if (u0 + i * lanes + lane < units) most = max(most, cuda::magnitude_bits(x[i][j]));
-        }
-        for (int step = lanes / (PYSPEC_PLANTED(2) ? 4 : 2); step > 0; step /= 2)
-          most = max(most, __shfl_xor_sync(0xffffffffu, most, step));
-        scale = cuda::quantised_scale(most, p.kv_dtype == DType::kI8 ? 127.0f : 448.0f);
-        if (active && lane == 0) *row.scale = scale;
+      for (int i = 0; i < kUnits; ++i) {
+        const int u = u0 + i * lanes + lane;
+        if (u < units)
+          load_unit<kWidth>(p, row, cuda::rope_unit<kWidth>(u, D, row.Y, p.interleaved), angles, x[i]);
       }
-      for (int u0 = 0; u0 < units; u0 += chunk) {
-        if (!kQuantised || most_units > chunk) load(u0);  // otherwise all of the row is still in registers
+    };
+    float scale = 0.0f;
+    if constexpr (kQuantised) {
+      uint32_t most = 0;
+      for (int u0 = 0; u0 < most_units; u0 += chunk) {
+        load(u0);
 #pragma unroll
-        for (int i = 0; i < kUnits; ++i) {
-          const int u = u0 + i * lanes + lane;
-          if (u >= units) continue;
-          const cuda::RopeUnit unit = cuda::rope_unit<kWidth>(u, D, row.Y, p.interleaved);
-          store_run<kWidth, kQuantised>(p, row, unit.a, x[i], scale);
-          if (unit.b < D) store_run<kWidth, kQuantised>(p, row, unit.b, x[i] + kWidth, scale);
-        }
+        for (int i = 0; i < kUnits; ++i)
+#pragma unroll
+          for (int j = 0; j < 2 * kWidth; ++j)
+            if (u0 + i * lanes + lane < units) most = max(most, cuda::magnitude_bits(x[i][j]));
+      }
+      for (int step = lanes / (PYSPEC_PLANTED(2) ? 4 : 2); step > 0; step /= 2)
+        most = max(most, __shfl_xor_sync(0xffffffffu, most, step));
+      scale = cuda::quantised_scale(most, p.kv_dtype == DType::kI8 ? 127.0f : 448.0f);
+      if (active && lane == 0) *row.scale = scale;
+    }
+    for (int u0 = 0; u0 < units; u0 += chunk) {
+      if (!kQuantised || most_units > chunk) load(u0);  // otherwise all of the row is still in registers
+#pragma unroll
+      for (int i = 0; i < kUnits; ++i) {
+        const int u = u0 + i * lanes + lane;
+        if (u >= units) continue;
+        const cuda::RopeUnit unit = cuda::rope_unit<kWidth>(u, D, row.Y, p.interleaved);
+        store_run<kWidth, kQuantised>(p, row, unit.a, x[i], scale);
+        if (unit.b < D) store_run<kWidth, kQuantised>(p, row, unit.b, x[i] + kWidth, scale);
       }
     }
   }
@@ -155,8 +155,7 @@ void append_kv_cuda(const AppendKvParams& p, void* stream) {
   const AppendConfig config = pick_config(p.G, units);
   const auto kernel = kv_size == 1 ? (fours ? append_rows<4, true> : append_rows<1, true>)
                                    : (fours ? append_rows<4, false> : append_rows<1, false>);
-  PYSPEC_LAUNCH(kernel, unsigned(std::min(p.T, cuda::kMaxBlocks)), config.threads, 0, stream, p,
-                config.lanes);
+  PYSPEC_LAUNCH(kernel, unsigned(p.T), config.threads, 0, stream, p, config.lanes);
 }
 
 }  // namespace pyspec

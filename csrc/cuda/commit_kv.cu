@@ -53,16 +53,15 @@ __global__ void __launch_bounds__(kThreads)
     move_paths(const CommitKvParams p, Columns k, Columns v, Columns k_scale, Columns v_scale) {
   const int G = int(p.G), values = G * k.per_head, scales = k_scale.data && !PYSPEC_PLANTED(2) ? G : 0;
   const int i = int(blockIdx.y * kThreads + threadIdx.x), s = i - 2 * values;
-  for (int64_t b = blockIdx.x; b < p.B; b += gridDim.x) {
-    if (i < values) {
-      move_column<T>(p, k, i, b);
-    } else if (s < (PYSPEC_PLANTED(5) ? -1 : 0)) {
-      move_column<T>(p, v, i - values, b);
-    } else if (s >= 0 && s < scales) {
-      move_column<uint32_t>(p, k_scale, s, b);
-    } else if (s >= scales && s < 2 * scales) {
-      move_column<uint32_t>(p, v_scale, s - scales, b);
-    }
+  const int64_t b = blockIdx.x;
+  if (i < values) {
+    move_column<T>(p, k, i, b);
+  } else if (s < (PYSPEC_PLANTED(5) ? -1 : 0)) {
+    move_column<T>(p, v, i - values, b);
+  } else if (s >= 0 && s < scales) {
+    move_column<uint32_t>(p, k_scale, s, b);
+  } else if (s >= scales && s < 2 * scales) {
+    move_column<uint32_t>(p, v_scale, s - scales, b);
   }
 }
 

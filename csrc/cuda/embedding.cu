@@ -19,15 +19,14 @@ __global__ void __launch_bounds__(kThreads) copy_rows(const EmbeddingParams p) {
   const int64_t K = p.K - (PYSPEC_PLANTED(3) && kWidth == 1 ? 1 : 0);
   const int64_t k = blockIdx.y * kColumns + kWidth * threadIdx.x;
   if (k >= K) return;
-  for (int64_t t = blockIdx.x; t < p.T; t += gridDim.x) {
-    const int64_t id = PYSPEC_PLANTED(1) ? t : p.ids[t];
-    float x[kWidth];
-    cuda::load_as<kWidth>(p.weight, id * p.weight_stride_v + k, p.dtype, x);
+  const int64_t t = blockIdx.x;
+  const int64_t id = PYSPEC_PLANTED(1) ? t : p.ids[t];
+  float x[kWidth];
+  cuda::load_as<kWidth>(p.weight, id * p.weight_stride_v + k, p.dtype, x);
 #pragma unroll
-    for (int i = 0; i < kWidth; ++i)
-      if (!PYSPEC_PLANTED(2)) x[i] *= p.scale;
-    cuda::store_as<kWidth>(p.out, t * p.out_stride_t + k, DType::kF32, x);
-  }
+  for (int i = 0; i < kWidth; ++i)
+    if (!PYSPEC_PLANTED(2)) x[i] *= p.scale;
+  cuda::store_as<kWidth>(p.out, t * p.out_stride_t + k, DType::kF32, x);
 }
 
 }  // namespace

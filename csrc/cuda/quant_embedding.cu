@@ -7,8 +7,6 @@
 // Planted bugs (PYSPEC_BUG): 1 no barrier before a warp's maximum is read; 2 the row's largest scale without
 // the minima; 3 the fifth bit of q5_0 one off; 4 high bits of q6_k of the other quarter; 5 the minimum is
 // dropped.
-#include <algorithm>
-
 #include "cuda/elements.cuh"
 #include "cuda/row.cuh"
 #include "pyspec/quant_embedding.h"
@@ -86,7 +84,6 @@ __device__ uint32_t most_of_row(const uint8_t* row, int64_t K, uint32_t* of_warp
   if (threadIdx.x % kWarp == 0) of_warp[threadIdx.x / kWarp] = most;
   if (!PYSPEC_PLANTED(1)) __syncthreads();
   for (int warp = 0; warp < kThreads / kWarp; ++warp) most = max(most, of_warp[warp]);
-  __syncthreads();  // the next row writes of_warp again
   return most;
 }
 
@@ -103,33 +100,31 @@ __global__ void __launch_bounds__(kThreads) dequantise_rows(const QuantEmbedding
   constexpr int kScaleK = kInfo<kFormat>.half_groups ? 16 : 32,
                 kOffset = kInfo<kFormat>.offset_shift < 0 ? 0 : 1 << kInfo<kFormat>.offset_shift;
   PYSPEC_DYNAMIC_SHARED(smem);
-  for (int64_t t = blockIdx.x; t < p.T; t += gridDim.x) {
-    const uint8_t* row = p.weight + p.ids[t] * (p.K / kInfo<kFormat>.block_k * kInfo<kFormat>.block_bytes);
-    int exponent = 0;
-    if constexpr (kInfo<kFormat>.block_k == 256)
-      exponent = row_exponent(most_of_row<kFormat>(row, p.K, reinterpret_cast<uint32_t*>(smem)));
-    const float multiplier = power_of_two(exponent), inverse = power_of_two(-exponent);
-    for (int64_t k = 4 * threadIdx.x; k < p.K; k += 4 * kThreads) {
-      const uint8_t* block = row + k / kInfo<kFormat>.block_k * kInfo<kFormat>.block_bytes;
-      const int i = int(k % kInfo<kFormat>.block_k);
-      Scale s = exact_scale<kFormat>(block, i / kScaleK);
-      if constexpr (kInfo<kFormat>.block_k == 256) s = {as_half(s.d * inverse), as_half(s.min * inverse)};
-      if (PYSPEC_PLANTED(5)) s.min = 0.0f;
-      const uint32_t q = read_values<kFormat>(block, i);
-      float x[4];
+  const int64_t t = blockIdx.x;
+  const uint8_t* row = p.weight + p.ids[t] * (p.K / kInfo<kFormat>.block_k * kInfo<kFormat>.block_bytes);
+  int exponent = 0;
+  if constexpr (kInfo<kFormat>.block_k == 256)
+    exponent = row_exponent(most_of_row<kFormat>(row, p.K, reinterpret_cast<uint32_t*>(smem)));
+  const float multiplier = power_of_two(exponent), inverse = power_of_two(-exponent);
+  for (int64_t k = 4 * threadIdx.x; k < p.K; k += 4 * kThreads) {
+    const uint8_t* block = row + k / kInfo<kFormat>.block_k * kInfo<kFormat>.block_bytes;
+    const int i = int(k % kInfo<kFormat>.block_k);
+    Scale s = exact_scale<kFormat>(block, i / kScaleK);
+    if constexpr (kInfo<kFormat>.block_k == 256) s = {as_half(s.d * inverse), as_half(s.min * inverse)};
+    if (PYSPEC_PLANTED(5)) s.min = 0.0f;
+    const uint32_t q = read_values<kFormat>(block, i);
+    float x[4];
 #pragma unroll
-      for (int j = 0; j < 4; ++j)
-        x[j] = (float(int(q >> (8 * j) & 255u) - kOffset) * s.d + s.min) * multiplier * p.scale;
-      cuda::store_as<4>(p.out, t * p.out_stride_t + k, DType::kF32, x);
-    }
+    for (int j = 0; j < 4; ++j)
+      x[j] = (float(int(q >> (8 * j) & 255u) - kOffset) * s.d + s.min) * multiplier * p.scale;
+    cuda::store_as<4>(p.out, t * p.out_stride_t + k, DType::kF32, x);
   }
 }
 
 template <QuantFormat kFormat>
 void launch_rows(const QuantEmbeddingParams& p, void* stream) {
   constexpr size_t kSmemBytes = kInfo<kFormat>.block_k == 256 ? kThreads / kWarp * sizeof(uint32_t) : 0;
-  PYSPEC_LAUNCH((dequantise_rows<kFormat>), unsigned(std::min(p.T, cuda::kMaxBlocks)), kThreads, kSmemBytes,
-                stream, p);
+  PYSPEC_LAUNCH((dequantise_rows<kFormat>), unsigned(p.T), kThreads, kSmemBytes, stream, p);
 }
 
 }  // namespace

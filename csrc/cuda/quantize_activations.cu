@@ -22,29 +22,28 @@ __global__ void __launch_bounds__(kThreads) quantise_groups(const QuantizedRowsP
   const int lane = threadIdx.x % kLanes;
   const int64_t k = blockIdx.y * kColumns + 4 * threadIdx.x;
   const bool inside = k < p.K;
-  for (int64_t m = blockIdx.x; m < p.M; m += gridDim.x) {  // all threads together: they shuffle
-    float4 v = {};
-    if (inside) v = cuda::load4<kVector>(p.x + m * p.x_stride_m + k, p.K - k);
-    uint32_t most = max(max(cuda::magnitude_bits(v.x), cuda::magnitude_bits(v.y)),
-                        max(cuda::magnitude_bits(v.z), cuda::magnitude_bits(v.w)));
-    if (PYSPEC_PLANTED(2) && most > cuda::kInfinityBits) most = 0;
-    for (int step = kLanes / (PYSPEC_PLANTED(1) ? 4 : 2); step > 0; step /= 2)
-      most = max(most, __shfl_xor_sync(0xffffffffu, most, step));
-    const float scale = cuda::quantised_scale(most, 127.0f);
-    const float inverse = scale > 0.0f ? 127.0f / __uint_as_float(most) : 0.0f;
-    int q[4] = {};
-    if (scale > 0.0f) q[0] = rounded(v.x * inverse), q[1] = rounded(v.y * inverse);
-    if (scale > 0.0f) q[2] = rounded(v.z * inverse), q[3] = rounded(v.w * inverse);
-    int sum = q[0] + q[1] + q[2] + q[3];
-    for (int step = kLanes / (PYSPEC_PLANTED(3) ? 2 : 4); step > 0; step /= 2)
-      sum += __shfl_xor_sync(0xffffffffu, sum, step);
-    if (!inside) continue;
-    *reinterpret_cast<char4*>(p.q + m * p.K + k) =
-        char4{int8_t(q[0]), int8_t(q[1]), int8_t(q[2]), int8_t(q[3])};
-    const int64_t group = (m * p.K + k) / kGroup;
-    if (lane == 0) p.scale[group] = scale;
-    if (lane % (kLanes / 2) == 0) p.sums[2 * group + lane / (kLanes / 2)] = sum;
-  }
+  const int64_t m = blockIdx.x;
+  float4 v = {};
+  if (inside) v = cuda::load4<kVector>(p.x + m * p.x_stride_m + k, p.K - k);
+  uint32_t most = max(max(cuda::magnitude_bits(v.x), cuda::magnitude_bits(v.y)),
+                      max(cuda::magnitude_bits(v.z), cuda::magnitude_bits(v.w)));
+  if (PYSPEC_PLANTED(2) && most > cuda::kInfinityBits) most = 0;
+  for (int step = kLanes / (PYSPEC_PLANTED(1) ? 4 : 2); step > 0; step /= 2)
+    most = max(most, __shfl_xor_sync(0xffffffffu, most, step));
+  const float scale = cuda::quantised_scale(most, 127.0f);
+  const float inverse = scale > 0.0f ? 127.0f / __uint_as_float(most) : 0.0f;
+  int q[4] = {};
+  if (scale > 0.0f) q[0] = rounded(v.x * inverse), q[1] = rounded(v.y * inverse);
+  if (scale > 0.0f) q[2] = rounded(v.z * inverse), q[3] = rounded(v.w * inverse);
+  int sum = q[0] + q[1] + q[2] + q[3];
+  for (int step = kLanes / (PYSPEC_PLANTED(3) ? 2 : 4); step > 0; step /= 2)
+    sum += __shfl_xor_sync(0xffffffffu, sum, step);
+  if (!inside) return;
+  *reinterpret_cast<char4*>(p.q + m * p.K + k) =
+      char4{int8_t(q[0]), int8_t(q[1]), int8_t(q[2]), int8_t(q[3])};
+  const int64_t group = (m * p.K + k) / kGroup;
+  if (lane == 0) p.scale[group] = scale;
+  if (lane % (kLanes / 2) == 0) p.sums[2 * group + lane / (kLanes / 2)] = sum;
 }
 
 }  // namespace

@@ -2,10 +2,8 @@
 // CUDA rms_norm and add_rms_norm, sm_80 and newer. One block is one row: see rms_norm.cuh. Run on an emulator
 // only: neither checked nor timed on a GPU yet.
 //
-// Planted bugs (PYSPEC_BUG), 1 to 3 in rms_norm.cuh: 1 no barrier before the warps' sums are read; 2 none
-// after; 3 the sum is not written back; 4 the mean over four elements too many.
-#include <algorithm>
-
+// Planted bugs (PYSPEC_BUG), 1 and 2 in rms_norm.cuh: 1 no barrier before the warps' sums are read; 2 the sum
+// is not written back; 3 the mean over four elements too many.
 #include "cuda/rms_norm.cuh"
 #include "pyspec/rms_norm.h"
 
@@ -15,15 +13,14 @@ namespace {
 template <bool kVector>
 __global__ void __launch_bounds__(cuda::kNormThreads) norm_rows(const RmsNormParams p) {
   PYSPEC_DYNAMIC_SHARED(smem);
-  for (int64_t m = blockIdx.x; m < p.M; m += gridDim.x) {
-    cuda::NormRow<kVector> row(p.x + m * p.x_stride_m, p.residual ? p.residual + m * p.K : nullptr, p.K);
-    const int64_t mean_over = PYSPEC_PLANTED(4) ? p.K + 4 : p.K;
-    const float scale = cuda::norm_scale(row, mean_over, p.eps, reinterpret_cast<float*>(smem));
-    row.for_each([&](int64_t k, float4 v) {
-      cuda::store4<kVector>(p.out + m * p.K + k, cuda::normalised<kVector>(v, scale, p.weight, k, p.K),
-                            p.K - k);
-    });
-  }
+  const int64_t m = blockIdx.x;
+  cuda::NormRow<kVector> row(p.x + m * p.x_stride_m, p.residual ? p.residual + m * p.K : nullptr, p.K);
+  const int64_t mean_over = PYSPEC_PLANTED(3) ? p.K + 4 : p.K;
+  const float scale = cuda::norm_scale(row, mean_over, p.eps, reinterpret_cast<float*>(smem));
+  row.for_each([&](int64_t k, float4 v) {
+    cuda::store4<kVector>(p.out + m * p.K + k, cuda::normalised<kVector>(v, scale, p.weight, k, p.K),
+                          p.K - k);
+  });
 }
 
 }  // namespace
@@ -33,8 +30,7 @@ void rms_norm_cuda(const RmsNormParams& p, void* stream) {
   const bool vector = p.K % 4 == 0 && cuda::aligned16(p.x, p.x_stride_m) && cuda::aligned16(p.residual) &&
                       cuda::aligned16(p.weight) && cuda::aligned16(p.out);
   const auto kernel = vector ? norm_rows<true> : norm_rows<false>;
-  PYSPEC_LAUNCH(kernel, unsigned(std::min(p.M, cuda::kMaxBlocks)), cuda::norm_threads(p.K),
-                cuda::norm_smem_bytes(p.K), stream, p);
+  PYSPEC_LAUNCH(kernel, unsigned(p.M), cuda::norm_threads(p.K), cuda::norm_smem_bytes(p.K), stream, p);
 }
 
 }  // namespace pyspec

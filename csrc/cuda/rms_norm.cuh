@@ -18,10 +18,11 @@ constexpr int norm_threads(int64_t K) {
 }
 static_assert(norm_threads(1) == 32 && norm_threads(576) == 160 && norm_threads(4096) == 512);
 
-// Shared memory: a word a warp.
+// Shared memory of a reduction: a word a warp.
 constexpr size_t norm_smem_bytes(int64_t K) { return size_t(norm_threads(K)) / kWarp * sizeof(uint32_t); }
 
-// `value` of all threads, combined in one order: the same bits in every thread. `of_warp` is shared memory.
+// `value` of all threads, combined in one order: the same bits in every thread. `of_warp` is shared memory
+// that the block uses for nothing else.
 template <typename T, typename Combine>
 __device__ T block_reduce(T value, T* of_warp, Combine combine) {
   for (int step = kWarp / 2; step > 0; step /= 2)
@@ -30,7 +31,6 @@ __device__ T block_reduce(T value, T* of_warp, Combine combine) {
   if (!PYSPEC_PLANTED(1)) __syncthreads();
   T total = of_warp[0];
   for (int warp = 1; warp < int(blockDim.x) / kWarp; ++warp) total = combine(total, of_warp[warp]);
-  if (!PYSPEC_PLANTED(2)) __syncthreads();  // of_warp is written again
   return total;
 }
 
@@ -48,7 +48,7 @@ class NormRow {
       if (residual_) {
         const float4 r = load4<kVector>(residual_ + k, K_ - k);
         v = {r.x + v.x, r.y + v.y, r.z + v.z, r.w + v.w};
-        if (!PYSPEC_PLANTED(3)) store4<kVector>(residual_ + k, v, K_ - k);
+        if (!PYSPEC_PLANTED(2)) store4<kVector>(residual_ + k, v, K_ - k);
       }
       sum = fmaf(v.w, v.w, fmaf(v.z, v.z, fmaf(v.y, v.y, fmaf(v.x, v.x, sum))));
       return v;

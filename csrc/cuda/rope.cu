@@ -36,26 +36,25 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
   const int D = int(p.D), Y = int(p.Y);
   const int64_t first = int64_t(blockIdx.y) * config.heads;
   const int64_t end = min(first + config.heads, p.H) + (PYSPEC_PLANTED(2) ? 1 : 0);
-  for (int64_t t = blockIdx.x; t < p.T; t += gridDim.x) {
-    const float* angles = p.rope_table + (PYSPEC_PLANTED(4) ? t : int64_t(p.positions[t])) * Y;
-    for (int u = lane; u < config.units; u += config.lanes) {
-      const cuda::RopeUnit unit = cuda::rope_unit<kWidth>(u, D, Y, p.interleaved);
-      float cosine[kWidth] = {}, sine[kWidth] = {};
-      if (unit.pair >= 0) {
-        cuda::load_as<kWidth>(angles, unit.pair, DType::kF32, cosine);
-        cuda::load_as<kWidth>(angles, Y / 2 + unit.pair, DType::kF32, sine);
-      } else if (PYSPEC_PLANTED(3)) {
-        continue;
-      }
-      for (int64_t h = first + row; h < end; h += config.rows) {
-        const int64_t from = t * p.x_stride_t + h * D, to = t * p.out_stride_t + h * D;
-        float x[2 * kWidth] = {};
-        cuda::load_as<kWidth>(p.x, from + unit.a, p.dtype, x);
-        if (unit.b < D) cuda::load_as<kWidth>(p.x, from + unit.b, p.dtype, x + kWidth);
-        if (unit.pair >= 0) cuda::rotate_unit<kWidth>(x, cosine, sine, p.interleaved != PYSPEC_PLANTED(1));
-        cuda::store_as<kWidth>(p.out, to + unit.a, p.dtype, x);
-        if (unit.b < D) cuda::store_as<kWidth>(p.out, to + unit.b, p.dtype, x + kWidth);
-      }
+  const int64_t t = blockIdx.x;
+  const float* angles = p.rope_table + (PYSPEC_PLANTED(4) ? t : int64_t(p.positions[t])) * Y;
+  for (int u = lane; u < config.units; u += config.lanes) {
+    const cuda::RopeUnit unit = cuda::rope_unit<kWidth>(u, D, Y, p.interleaved);
+    float cosine[kWidth] = {}, sine[kWidth] = {};
+    if (unit.pair >= 0) {
+      cuda::load_as<kWidth>(angles, unit.pair, DType::kF32, cosine);
+      cuda::load_as<kWidth>(angles, Y / 2 + unit.pair, DType::kF32, sine);
+    } else if (PYSPEC_PLANTED(3)) {
+      continue;
+    }
+    for (int64_t h = first + row; h < end; h += config.rows) {
+      const int64_t from = t * p.x_stride_t + h * D, to = t * p.out_stride_t + h * D;
+      float x[2 * kWidth] = {};
+      cuda::load_as<kWidth>(p.x, from + unit.a, p.dtype, x);
+      if (unit.b < D) cuda::load_as<kWidth>(p.x, from + unit.b, p.dtype, x + kWidth);
+      if (unit.pair >= 0) cuda::rotate_unit<kWidth>(x, cosine, sine, p.interleaved != PYSPEC_PLANTED(1));
+      cuda::store_as<kWidth>(p.out, to + unit.a, p.dtype, x);
+      if (unit.b < D) cuda::store_as<kWidth>(p.out, to + unit.b, p.dtype, x + kWidth);
     }
   }
 }

@@ -10,11 +10,10 @@ namespace pyspec::cuda {
 
 constexpr int64_t kMaxBlocks = 0x7fffffff;  // of a grid's x dimension; kernels loop over what is beyond
 
-// A grid of rows, each in parts of `block_columns` columns: x is the row, which kernels loop over, y the
-// part. 64-bit divisions, which one dimension would need, are calls of some 100 instructions.
+// A grid of rows, each in parts of `block_columns` columns: x is the row (2^31 of them would not fit a GPU),
+// y the part. 64-bit divisions, which one dimension would need, are calls of some 100 instructions.
 inline dim3 grid_of(int64_t rows, int64_t columns, int64_t block_columns) {
-  return dim3(unsigned(rows < kMaxBlocks ? rows : kMaxBlocks),
-              unsigned((columns + block_columns - 1) / block_columns));
+  return dim3(unsigned(rows), unsigned((columns + block_columns - 1) / block_columns));
 }
 
 // Elements [0, 4) at p, as one 16-byte access or, where rows are not aligned to it, one by one; `left`

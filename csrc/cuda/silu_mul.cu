@@ -24,15 +24,13 @@ template <bool kVector, bool kGelu>
 __global__ void __launch_bounds__(kThreads) gate_rows(const SiluMulParams p) {
   const int64_t f = blockIdx.y * kBlockColumns + 4 * threadIdx.x, left = p.F - f;
   if (left <= (PYSPEC_PLANTED(2) ? 4 : 0)) return;
-  for (int64_t m = blockIdx.x; m < p.M; m += gridDim.x) {
-    const float* row = p.gate_up + m * p.gate_up_stride_m + f;
-    const float4 first = cuda::load4<kVector>(row, left), second = cuda::load4<kVector>(row + p.F, left);
-    const float4 g = PYSPEC_PLANTED(1) ? second : first, up = PYSPEC_PLANTED(1) ? first : second;
-    cuda::store4<kVector>(
-        p.out + m * p.out_stride_m + f,
-        {gate<kGelu>(g.x, up.x), gate<kGelu>(g.y, up.y), gate<kGelu>(g.z, up.z), gate<kGelu>(g.w, up.w)},
-        left);
-  }
+  const int64_t m = blockIdx.x;
+  const float* row = p.gate_up + m * p.gate_up_stride_m + f;
+  const float4 first = cuda::load4<kVector>(row, left), second = cuda::load4<kVector>(row + p.F, left);
+  const float4 g = PYSPEC_PLANTED(1) ? second : first, up = PYSPEC_PLANTED(1) ? first : second;
+  cuda::store4<kVector>(
+      p.out + m * p.out_stride_m + f,
+      {gate<kGelu>(g.x, up.x), gate<kGelu>(g.y, up.y), gate<kGelu>(g.z, up.z), gate<kGelu>(g.w, up.w)}, left);
 }
 
 }  // namespace

@@ -5,8 +5,6 @@
 //
 // Planted bugs (PYSPEC_BUG): 1 tanh of x itself; 2 the last four elements stay unwritten; 3 single elements
 // beyond the end are written.
-#include <algorithm>
-
 #include "cuda/row.cuh"
 #include "pyspec/softcap.h"
 
@@ -19,15 +17,12 @@ __device__ inline float capped(float x, float cap) { return cap * tanhf(PYSPEC_P
 
 template <bool kVector>
 __global__ void __launch_bounds__(kThreads) cap_elements(const SoftcapParams p) {
-  const int64_t size = p.M * p.K, step = 4 * int64_t(kThreads) * gridDim.x;
-  for (int64_t i = 4 * (int64_t(blockIdx.x) * kThreads + threadIdx.x); i < size; i += step) {
-    const int64_t left = size - i;
-    if (PYSPEC_PLANTED(2) && left <= 4) continue;
-    const float4 v = cuda::load4<kVector>(p.x + i, left);
-    cuda::store4<kVector>(p.out + i,
-                          {capped(v.x, p.cap), capped(v.y, p.cap), capped(v.z, p.cap), capped(v.w, p.cap)},
-                          PYSPEC_PLANTED(3) ? 4 : left);
-  }
+  const int64_t i = 4 * (int64_t(blockIdx.x) * kThreads + threadIdx.x), left = p.M * p.K - i;
+  if (left <= (PYSPEC_PLANTED(2) ? 4 : 0)) return;
+  const float4 v = cuda::load4<kVector>(p.x + i, left);
+  cuda::store4<kVector>(p.out + i,
+                        {capped(v.x, p.cap), capped(v.y, p.cap), capped(v.z, p.cap), capped(v.w, p.cap)},
+                        PYSPEC_PLANTED(3) ? 4 : left);
 }
 
 }  // namespace
@@ -37,7 +32,7 @@ void softcap_cuda(const SoftcapParams& p, void* stream) {
   if (size == 0) return;
   const auto kernel = size % 4 == 0 && cuda::aligned16(p.x) && cuda::aligned16(p.out) ? cap_elements<true>
                                                                                       : cap_elements<false>;
-  PYSPEC_LAUNCH(kernel, unsigned(std::min(blocks, cuda::kMaxBlocks)), kThreads, 0, stream, p);
+  PYSPEC_LAUNCH(kernel, unsigned(blocks), kThreads, 0, stream, p);
 }
 
 }  // namespace pyspec
