@@ -41,6 +41,7 @@ struct Float8 {
 
   __device__ Float8(const Params& p, int n) : p(p), n(n) {}
 
+  template <bool kAhead>
   __device__ void prefetch(int k) {
     const int column = k / int(p.scale_k);
 #pragma unroll

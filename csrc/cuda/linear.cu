@@ -28,6 +28,7 @@ struct BFloat16 {
 
   __device__ BFloat16(const Params&, int) {}
 
+  template <bool kAhead>
   __device__ void prefetch(int) {}
 
   __device__ void fragments(const unsigned char* slot, int, int) {

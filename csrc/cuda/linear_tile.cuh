@@ -141,9 +141,9 @@ struct StageLoader {
 };
 
 // Weight is a format with kStageK (k of a stage), Params, Sum (float or int), X (rows of x), kChannelTiles,
-// kStrided, and, of one thread, prefetch(k): what chunk k .. k + 31 needs from global memory; fragments(slot,
-// chunk): its A operand; multiply(words, sums, r): adds its product with row tile r; store(p, m, n, sum). x
-// has rows of K rounded up to 32, zero behind K, aligned to 16 bytes.
+// kStrided, and, of one thread, prefetch<kAhead>(k): what chunk k .. k + 31 needs from global memory;
+// fragments(slot, chunk): its A operand; multiply(words, sums, r): adds its product with row tile r; store(p,
+// m, n, sum). x has rows of K rounded up to 32, zero behind K, aligned to 16 bytes.
 template <class Weight, int kRowTiles>
 __global__ void __launch_bounds__(kLinearThreads, kRowTiles == 1 && Weight::kChannelTiles < 4 ? 2 : 1)
     linear_tile(const typename Weight::Params p, const WeightRows rows) {
@@ -177,7 +177,7 @@ __global__ void __launch_bounds__(kLinearThreads, kRowTiles == 1 && Weight::kCha
   Weight weight(p, int(n0) + lane / 4);
   Sum sums[kChannelTiles][kRowTiles][4] = {};
   for (int i = 0; i < kStages - 1; ++i) fill(warp + i * kLinearWarps);
-  if (kAhead && warp * Weight::kStageK < K) weight.prefetch(warp * Weight::kStageK);
+  if (kAhead && warp * Weight::kStageK < K) weight.template prefetch<kAhead>(warp * Weight::kStageK);
   typename X::Raw next_x = load_x(warp * Weight::kStageK, 0);
   for (int stage = warp; stage * Weight::kStageK < K; stage += kLinearWarps) {
     if (!PYSPEC_PLANTED(1)) cp_async_wait<kStages - 2>();
@@ -191,9 +191,9 @@ __global__ void __launch_bounds__(kLinearThreads, kRowTiles == 1 && Weight::kCha
       if (k >= K) break;
       const bool last_chunk = chunk + 1 == Weight::kStageK / 32 || k + 32 >= K;
       const int next_k = last_chunk ? (stage + kLinearWarps) * Weight::kStageK : k + 32;
-      if (!kAhead) weight.prefetch(k);
+      if (!kAhead) weight.template prefetch<kAhead>(k);
       weight.fragments(slot, chunk, k);
-      if (kAhead && next_k < K) weight.prefetch(next_k);
+      if (kAhead && next_k < K) weight.template prefetch<kAhead>(next_k);
 #pragma unroll
       for (int r = 0; r < kRowTiles; ++r) {
         if (kMmaRows * r >= rows_left) break;

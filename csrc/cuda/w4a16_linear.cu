@@ -57,13 +57,17 @@ struct Nibbles {
   const int n;  // of the thread's first channel; the others are 8 apart
   uint32_t next_scale[2 * kTiles], next_zero[2 * kTiles];  // of the next chunk
   float scale[2 * kTiles], fraction[2 * kTiles];           // of this one
+  int next_j = -1;                                         // group of next_scale
   uint32_t a[kTiles][2][4];
   bool fractions = false;  // whether a zero point of the warp's channels has one
 
   __device__ Nibbles(const Params& p, int n) : p(p), n(n) {}
 
+  template <bool kAhead>
   __device__ void prefetch(int k) {
     const int j = p.J == 1 ? 0 : k >> (__ffs(int(p.group_size)) - 1);
+    if (kAhead && j == next_j) return;  // a group of 64 or more: its scales are there
+    next_j = j;
 #pragma unroll
     for (int h = 0; h < 2 * kTiles; ++h) {
       const int64_t i = min(n + 8 * h, int(p.N) - 1) * p.J + j;
@@ -137,6 +141,7 @@ struct GatheredNibbles {
 
   __device__ GatheredNibbles(const Params& p, int n) : p(p), n(n) {}
 
+  template <bool kAhead>
   __device__ void prefetch(int) {}
 
   __device__ void fragments(const unsigned char* slot, int chunk, int chunk_k) {

@@ -34,6 +34,7 @@ struct Int8 {
 
   __device__ Int8(const Params&, int) {}
 
+  template <bool kAhead>
   __device__ void prefetch(int) {}
 
   __device__ void fragments(const unsigned char* slot, int chunk, int) {
