@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from cuda_emulator import build  # noqa: E402
 
 HERE = Path(__file__).parent
+torch.set_num_threads(1)  # those of a second one would spin beside the emulator's
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
