@@ -56,23 +56,24 @@ void count_shared(const Instruction& instruction, const Event& first) {
   Wavefronts& counted = totals.shared[first.place];
   ++counted.instructions;
   for (int begin = 0; begin < kWarp; begin += lanes_at_once) {
-    std::vector<uint64_t> words[kBanks];
-    bool any = false;
-    for (int lane = begin; lane < begin + lanes_at_once; ++lane) {
-      if (!(instruction.active >> lane & 1)) continue;
-      any = true;
-      const Event& event = instruction.lanes[lane];
+    const uint32_t part = lanes_at_once == kWarp ? kAllLanes : ((1u << lanes_at_once) - 1) << begin;
+    if (!(instruction.active & part)) continue;
+    uint64_t words[kBanks][kWarp];
+    uint8_t count[kBanks] = {};
+    int wavefronts = 1;
+    for (uint32_t lanes = instruction.active & part; lanes; lanes &= lanes - 1) {
+      const Event& event = instruction.lanes[__builtin_ctz(lanes)];
       const uint64_t address = reinterpret_cast<uint64_t>(event.address);
       for (uint64_t word = address / 4; word <= (address + event.bytes - 1) / 4; ++word) {
-        auto& bank = words[word % kBanks];
-        if (std::find(bank.begin(), bank.end(), word) == bank.end()) bank.push_back(word);
+        uint64_t* const bank = words[word % kBanks];
+        uint8_t& known = count[word % kBanks];
+        if (known == kWarp || std::find(bank, bank + known, word) != bank + known) continue;
+        bank[known++] = word;
+        wavefronts = std::max(wavefronts, int(known));
       }
     }
-    if (!any) continue;
-    size_t wavefronts = 1;
-    for (const auto& bank : words) wavefronts = std::max(wavefronts, bank.size());
-    counted.wavefronts += wavefronts;
-    counted.extra += wavefronts - 1;
+    counted.wavefronts += uint64_t(wavefronts);
+    counted.extra += uint64_t(wavefronts - 1);
   }
 }
 
@@ -94,10 +95,10 @@ void count_sector(Buffer& buffer, size_t sector, bool write) {
 }
 
 void count_global(const Instruction& instruction, const Event& first) {
-  std::vector<uint64_t> sectors;
-  for (int lane = 0; lane < kWarp; ++lane) {
-    if (!(instruction.active >> lane & 1)) continue;
-    const Event& event = instruction.lanes[lane];
+  static std::vector<uint64_t> sectors;
+  sectors.clear();
+  for (uint32_t lanes = instruction.active; lanes; lanes &= lanes - 1) {
+    const Event& event = instruction.lanes[__builtin_ctz(lanes)];
     const uint64_t address = reinterpret_cast<uint64_t>(event.address);
     for (uint64_t sector = address / kSector; sector <= (address + event.bytes - 1) / kSector; ++sector)
       if (std::find(sectors.rbegin(), sectors.rend(), sector) == sectors.rend()) sectors.push_back(sector);
@@ -119,18 +120,23 @@ bool in_step(const std::vector<Event>* lanes, int count) {
   for (int lane = 1; lane < count; ++lane) {
     if (lanes[lane].size() != lanes[0].size()) return false;
     for (size_t i = 0; i < lanes[0].size(); ++i)
-      if (!(lanes[lane][i].place == lanes[0][i].place)) return false;
+      if (!(lanes[lane][i].place == lanes[0][i].place) || lanes[lane][i].is_shared != lanes[0][i].is_shared)
+        return false;
   }
   return true;
 }
 
 void count_by_occurrence(const std::vector<Event>* lanes, int count) {
+  // A cp.async has two events of one line: what it reads and what it writes.
+  const auto key_of = [](const Event& event) {
+    return Place{event.place.file, event.place.at * 4 + event.write * 2 + event.is_shared};
+  };
   std::unordered_map<Place, std::vector<Instruction>, PlaceHash> instructions;
   for (int lane = 0; lane < count; ++lane) {
     std::unordered_map<Place, size_t, PlaceHash> times;
     for (const Event& event : lanes[lane]) {
-      const size_t time = times[event.place]++;
-      auto& at_place = instructions[event.place];
+      const size_t time = times[key_of(event)]++;
+      auto& at_place = instructions[key_of(event)];
       if (at_place.size() <= time) at_place.resize(time + 1);
       at_place[time].lanes[lane] = event;
       at_place[time].active |= 1u << lane;

@@ -93,7 +93,7 @@ def schedule(**changes: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def counting() -> Iterator[Counters]:
-    """Calls inside are counted, and run as the checked build. Buffers are named as the op's arguments and outputs."""
+    """Calls inside are counted, by the instrumented build. Buffers are named as the op's arguments and outputs."""
     global _counters
     before, _counters = _counters, Counters()
     try:
@@ -109,7 +109,7 @@ def call(op: str, *args: Any, checked: bool = False, bug: int = 0, **kwargs: Any
     names = [term.name for term in terms]
     tensors = {name: arg for name, arg in zip(names, args, strict=False) if isinstance(arg, Tensor)}
     variant = Variant(checked or _counters is not None, bug)
-    with _running(variant, tensors, {term.name for term in terms if term.mutated}) as guarded:
+    with _running(variant, checked, tensors, {term.name for term in terms if term.mutated}) as guarded:
         guarded_args = [guarded.of(arg) if isinstance(arg, Tensor) else arg for arg in args]
         result = getattr(getattr(torch.ops, NAMESPACE), op)(*guarded_args, **kwargs)
         outputs = result if isinstance(result, (tuple, list)) else [result]
@@ -126,19 +126,21 @@ def run(
     variant = Variant(checked or _counters is not None, bug)
     launch = getattr(load_kernels(source, variant), function)
     tensors = {**inputs, **outputs}
-    with _running(variant, tensors, set(outputs)) as guarded:
+    with _running(variant, checked, tensors, set(outputs)) as guarded:
         pointers = [ctypes.c_void_p(guarded.of(tensor).data_ptr()) for tensor in tensors.values()]
         launch(*pointers, *map(ctypes.c_int64, sizes))
 
 
 @contextlib.contextmanager
-def _running(variant: Variant, tensors: dict[str, Tensor], mutated: set[str]) -> Iterator[GuardedTensors]:
+def _running(
+    variant: Variant, checked: bool, tensors: dict[str, Tensor], mutated: set[str]
+) -> Iterator[GuardedTensors]:
     """Tensors in guarded memory and the machine set up; afterwards what was found is raised."""
     machine, bindings = _machine(), _load_bindings()
     _variant.chosen, _variant.error = variant, None
     machine.emulator_configure(
         ORDERS.index(_schedule.order), COPIES.index(_schedule.copies), _schedule.seed, _schedule.threads,
-        SMEM_LIMITS[_schedule.device], variant.checked, _counters is not None,
+        SMEM_LIMITS[_schedule.device], checked, _counters is not None,
     )  # fmt: skip
     bindings.emulator_set_device_limits(_schedule.num_sms, SMEM_LIMITS[_schedule.device])
     machine.emulator_clear_findings()

@@ -33,7 +33,7 @@ void* allocate_guarded(size_t bytes) {
   mprotect(begin, inner, PROT_READ | PROT_WRITE);
   std::memset(begin, 0xff, inner);
   auto* const buffer = new Buffer{begin + inner - round_up(bytes, kAlign), bytes, mapping, whole,
-                                  "an allocation of the binding"};
+                                  "workspace"};
   const std::lock_guard lock(mutex);
   all.push_back(buffer);
   return buffer->data;

@@ -36,8 +36,8 @@ struct Settings {
   Copies copies = Copies::kEarly;
   uint64_t seed = 1;
   int os_threads = 2;
-  int smem_limit = 0;  // of a block, bytes
-  bool checked = false, counting = false;
+  int smem_limit = 0;                      // of a block, bytes
+  bool checked = false, counting = false;  // either needs kernels of the checked build
 };
 Settings& settings();
 

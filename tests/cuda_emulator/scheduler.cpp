@@ -270,8 +270,9 @@ void launch(const char* kernel, dim3 grid, dim3 block_dim, size_t smem_bytes,
     this_block = nullptr;
     pool.give(std::move(block));
   };
-  // The checker has one shadow of global memory and no locks: it runs blocks one by one.
-  const uint32_t workers = settings().checked ? 1 : std::min(uint32_t(settings().os_threads), blocks);
+  // The checker has one shadow of global memory, the counters one table, and no locks: blocks run one by one.
+  const uint32_t workers =
+      settings().checked || settings().counting ? 1 : std::min(uint32_t(settings().os_threads), blocks);
   std::vector<std::thread> others;
   for (uint32_t worker = 1; worker < workers; ++worker) others.emplace_back(work, worker);
   work(0);

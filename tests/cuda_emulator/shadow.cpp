@@ -243,12 +243,12 @@ void require_aligned(const char* what, const void* address, int bytes, Where whe
 }  // namespace
 
 void begin_block(Block& block) {
+  if (settings().counting) begin_counting_block();
   if (!settings().checked) return;
   shared.words.assign(block.smem_bytes / 4 + 1, Cell{});
   shared.reads.resize(1);
   shared.split.clear();
   begin_block_order();
-  begin_counting_block();
 }
 
 void end_block(Block& block) {
@@ -262,7 +262,7 @@ void check_access(const void* address, int bytes, bool write, Place place) {
   if (size_t(p - block->stacks) < kStacksBytes) return;  // a local variable
   Fiber& fiber = *block->current;
   const Target target = {address, write, false, in_arena(*block, address), place};
-  check_target(*block, fiber, target, bytes);
+  if (settings().checked) check_target(*block, fiber, target, bytes);
   if (settings().counting) count_access(fiber, address, bytes, write, target.is_shared, place);
 }
 
