@@ -25,55 +25,67 @@ using cuda::kThreads;
 using cuda::Noise;
 using cuda::Row;
 
-// The law of one frontier node: w or w / E, and the scores of its children.
-struct NodeLaw {
-  const Row& row;
-  double inv_t, scale;
-  bool noisy;
-  Noise noise;
-
-  __device__ void operator()(int64_t i, float4 z, double (&w)[4]) const {
-    cuda::Weights{row, scale, kNoKey}(i, z, w);
-    if (!noisy || i >= row.vocab()) return;
-    const Noise::Words words = noise.words(i / 4);
-#pragma unroll
-    for (int k = 0; k < 4; ++k) w[k] = w[k] / cuda::exponential(words.w[k]);
-  }
-};
-
-// Keys of the children's scores, in the order score descending, token ascending. Children not below `worst`
-// may be left out.
-class Children {
+// The law of one frontier node: the scores of its children.
+class NodeLaw {
  public:
-  __device__ Children(const NodeLaw& law, double node_score, double log_sum)
-      : law_(law), ahead_(law.row), node_score_(node_score), log_sum_(log_sum) {}
+  __device__ NodeLaw(const Row& row, double inv_t, bool noisy, const Noise& noise, float node_score)
+      : row_(row), noise_(noise), inv_t_(inv_t), node_score_(double(node_score)), noisy_(noisy) {}
 
-  __device__ void operator()(int64_t i, uint64_t worst, uint64_t (&key)[4]) {
-    const Row& row = law_.row;
-    const float4 z = ahead_.take(i);
+  // Weights w, or w / E, of four tokens. Remembers the heaviest of this thread.
+  __device__ void operator()(int64_t i, float4 z, double (&w)[4]) {
+    cuda::Weights{row_, cuda::kLog2e * inv_t_, kNoKey}(i, z, w);
+    if (i >= row_.vocab()) return;
+    const Noise::Words words = noisy_ ? noise_.words(i / 4) : Noise::Words{};
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      if (noisy_) w[k] = w[k] / cuda::exponential(words.w[k]);
+      if (w[k] > heaviest_) {
+        heaviest_ = w[k];
+        own_ = i + k;
+      }
+    }
+  }
+
+  __device__ void set_sum(double sum) { log_sum_ = cuda::log_positive(sum); }
+
+  // The key of the heaviest child of this thread, kNoKey if it has none.
+  __device__ uint64_t own() const {
+    if (heaviest_ == 0) return kNoKey;
+    const double d = row_.centred(row_.value(own_)) * inv_t_;
+    return key(noisy_ ? d + cuda::gumbel(noise_.word(own_)) : d, own_);
+  }
+
+  // Keys of four children: score descending, token ascending. Those beyond `worst` may be left out.
+  __device__ void keys(int64_t i, float4 z, uint64_t worst, uint64_t (&to)[4]) const {
     const float values[4] = {z.x, z.y, z.z, z.w};
     // What d + g must reach: 1e-6 is many roundings of a float32 score.
     const double lowest = worst == kNoKey ? -double(kInfinity) : double(cuda::key_value(worst));
     const double cutoff = lowest - node_score_ + log_sum_ - 1e-6 * (1.0 - lowest);
-    Noise::Words words{};
-    if (law_.noisy && i < row.vocab()) words = law_.noise.words(i / 4);
+    const Noise::Words words = noisy_ && i < row_.vocab() ? noise_.words(i / 4) : Noise::Words{};
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-      key[k] = kNoKey;
-      double u = row.centred(values[k]) * law_.inv_t;
-      if (law_.noisy) {
-        if (u + cuda::gumbel_bound(words.w[k]) < cutoff) continue;
-        u = u + cuda::gumbel(words.w[k]);
+      const double d = row_.centred(values[k]) * inv_t_;
+      if (!noisy_) {
+        to[k] = key(d, i + k);
+      } else if (d + cuda::gumbel_bound(words.w[k]) < cutoff) {
+        to[k] = kNoKey;
+      } else {
+        to[k] = key(d + cuda::gumbel(words.w[k]), i + k);
       }
-      const float score = float(node_score_ + (u - log_sum_));
-      if (score > -kInfinity) key[k] = cuda::make_key(score, i + k);
     }
   }
 
  private:
-  const NodeLaw& law_;
-  cuda::Ahead<Row> ahead_;
-  double node_score_, log_sum_;
+  __device__ uint64_t key(double u, int64_t id) const {
+    const float score = float(node_score_ + (u - log_sum_));
+    return score > -kInfinity ? cuda::make_key(score, id) : kNoKey;
+  }
+
+  const Row& row_;
+  const Noise& noise_;
+  double inv_t_, node_score_, log_sum_ = 0, heaviest_ = 0;
+  int64_t own_ = 0;
+  bool noisy_;
 };
 
 __global__ void __launch_bounds__(kThreads, 1) best_children(const BuildTreeParams p, int per_node) {
@@ -90,11 +102,14 @@ __global__ void __launch_bounds__(kThreads, 1) best_children(const BuildTreePara
       if (!row.dead()) {
         const bool greedy = p.temperature[b] < cuda::kGreedyBelow;
         const double inv_t = greedy ? 1.0 : 1.0 / double(p.temperature[b]);
-        const int64_t position = p.position[b] + PYSPEC_PLANTED(24);
-        const NodeLaw law{row, inv_t, cuda::kLog2e * inv_t, p.shared_noise && !greedy,
-                          Noise(p.seed[b], p.stream[b], position)};
-        const double log_sum = cuda::log_positive(cuda::lane_sum(row, s, law));
-        found = cuda::select(p.V, per_node, s, Children(law, node_score, log_sum));
+        const Noise noise(p.seed[b], p.stream[b], p.position[b] + PYSPEC_PLANTED(24));
+        NodeLaw law(row, inv_t, p.shared_noise && !greedy, noise, node_score);
+        law.set_sum(cuda::lane_sum(row, s, law));
+        const uint64_t beyond = cuda::beyond_first(law.own(), per_node, s);
+        cuda::Ahead<Row> ahead(row);
+        found = cuda::select(p.V, per_node, beyond, s, [&](int64_t i, uint64_t worst, uint64_t (&key)[4]) {
+          law.keys(i, ahead.take(i), worst, key);
+        });
       }
     }
     for (int i = int(threadIdx.x); i < per_node; i += kThreads)
@@ -110,14 +125,15 @@ __global__ void __launch_bounds__(kThreads, 1) merge_children(const BuildTreePar
   for (int64_t b = blockIdx.x; b < p.B; b += gridDim.x) {
     const int64_t* entries = p.node_best + p.cu_t[b] * int64_t(per_node);
     const int64_t size = (p.cu_t[b + 1] - p.cu_t[b]) * int64_t(per_node);
-    const int found = cuda::select(size, int(p.width), s, [&](int64_t i, uint64_t, uint64_t (&key)[4]) {
+    const int found =
+        cuda::select(size, int(p.width), kNoKey, s, [&](int64_t i, uint64_t, uint64_t (&key)[4]) {
 #pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        const auto entry = i + k < size ? uint64_t(entries[i + k]) : kNoKey;
-        const auto index = uint64_t(PYSPEC_PLANTED(21) ? size - 1 - i - k : i + k);
-        key[k] = entry == kNoKey ? kNoKey : (entry & ~uint64_t(0xffffffffu)) | index;
-      }
-    });
+          for (int k = 0; k < 4; ++k) {
+            const auto entry = i + k < size ? uint64_t(entries[i + k]) : kNoKey;
+            const auto index = uint64_t(PYSPEC_PLANTED(21) ? size - 1 - i - k : i + k);
+            key[k] = entry == kNoKey ? kNoKey : (entry & ~uint64_t(0xffffffffu)) | index;
+          }
+        });
     for (int i = int(threadIdx.x); i < p.width; i += kThreads) {
       const int64_t to = b * p.width + i;
       if (i < found) {

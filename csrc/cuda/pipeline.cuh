@@ -31,6 +31,7 @@ struct Pick {
 
 constexpr float kInfinity = __builtin_huge_valf();
 constexpr double kGreedyBelow = 0x1p-16;
+constexpr int kHead = 384;  // tokens in which top-p usually ends
 
 // Ascending keys are the order: value descending, then id ascending.
 __device__ inline uint64_t make_key(float value, int64_t id) {
@@ -49,7 +50,8 @@ class Row {
   __device__ Row(const float* logits, int64_t vocab, Scratch& s)
       : logits_(logits), V_(vocab), vector_(reinterpret_cast<uintptr_t>(logits) % 16 == 0) {
     float best = -kInfinity;
-    int64_t id = 0;
+    int64_t id = 4 * int64_t(threadIdx.x);
+    const bool any = id < V_;
 #pragma unroll 4
     for (int64_t i = 4 * int64_t(threadIdx.x); i < V_; i += kChunk) {
       const float4 z = quad(i);
@@ -62,18 +64,22 @@ class Row {
         }
       }
     }
-    const uint64_t first = block_min(make_key(best, id), s);
+    const uint64_t first = block_min(any ? make_key(best, id) : kNoKey, s);
     argmax_ = key_id(first);
     max_ = key_value(first);
     if (max_ == kInfinity) {
       infinite_ = true;
       max_ = 0;
     }
+    own_ = any ? make_key(infinite_ ? (best == kInfinity ? 0.0f : -kInfinity) : best, id) : kNoKey;
   }
 
   __device__ int64_t vocab() const { return V_; }
   __device__ bool dead() const { return max_ == -kInfinity; }
   __device__ int32_t argmax() const { return argmax_; }
+  __device__ uint64_t own() const {
+    return own_;
+  }  // the first key of this thread's tokens; kNoKey: it has none
   __device__ double centred(float value) const { return double(value) - double(max_); }
   __device__ float value(int64_t id) const { return clean(logits_[id]); }
 
@@ -99,6 +105,7 @@ class Row {
 
   const float* logits_;
   int64_t V_;
+  uint64_t own_;
   float max_;
   int32_t argmax_;
   bool vector_, infinite_ = false;
@@ -125,8 +132,9 @@ struct Weights {
 
 // The first n keys of the row in order.
 __device__ inline int select_first(const Row& row, int n, Scratch& s) {
+  const uint64_t beyond = beyond_first(row.own(), n, s);
   Ahead<Row> ahead(row);
-  return select(row.vocab(), n, s, [&](int64_t i, uint64_t, uint64_t (&key)[4]) {
+  return select(row.vocab(), n, beyond, s, [&](int64_t i, uint64_t, uint64_t (&key)[4]) {
     const float4 z = ahead.take(i);
     const float values[4] = {z.x, z.y, z.z, z.w};
 #pragma unroll
@@ -137,7 +145,7 @@ __device__ inline int select_first(const Row& row, int n, Scratch& s) {
 // The first n keys of finite values in order, of those beyond `after` and up to `last`.
 __device__ inline int select_next(const Row& row, int n, uint64_t after, uint64_t last, Scratch& s) {
   Ahead<Row> ahead(row);
-  return select(row.vocab(), n, s, [&](int64_t i, uint64_t, uint64_t (&key)[4]) {
+  return select(row.vocab(), n, kNoKey, s, [&](int64_t i, uint64_t, uint64_t (&key)[4]) {
     const float4 z = ahead.take(i);
     const float values[4] = {z.x, z.y, z.z, z.w};
 #pragma unroll
@@ -295,7 +303,7 @@ __device__ inline int32_t pick(const float* logits, int64_t vocab, int64_t posit
   const bool filter_k = !greedy && law.top_k > 0 && law.top_k < vocab, filter_p = !greedy && law.top_p < 1;
   const bool short_k = filter_k && law.top_k <= kMaxSelected;
   // One pass gives the most likely tokens, top-k's and the head in which top-p usually ends.
-  const int head = short_k ? law.top_k : filter_p ? kMaxSelected : 0;
+  const int head = short_k ? law.top_k : filter_p ? kHead : 0;
   const int wanted = head > num_logprobs ? head : int(num_logprobs);
   const int found = wanted > 0 ? select_first(row, wanted, s) : 0;
   for (int64_t i = t; i < num_logprobs; i += kThreads) {

@@ -72,15 +72,25 @@ __device__ inline void sort_keys(uint64_t* keys, int count) {
   }
 }
 
+// A key beyond which none of the first n is, from one item's key of every thread (or kNoKey): the n-th of
+// these. Few more than n items are below it, so that select need not begin with a full list.
+__device__ inline uint64_t beyond_first(uint64_t own, int n, Scratch& s) {
+  if (n > kThreads) return kNoKey;
+  s.lists.keys[threadIdx.x] = own;
+  __syncthreads();
+  sort_keys(s.lists.keys, kThreads);
+  const uint64_t nth = s.lists.keys[n - 1];
+  __syncthreads();  // the keys are written again
+  return nth == kNoKey ? nth : nth + 1;
+}
+
 // The first n <= kMaxSelected keys of items 0 .. size - 1 in ascending order, to lists.keys; returns how many
 // there are. offer(i, worst, key) sets the keys of items i .. i + 3: all different, and kNoKey for what is no
-// item. It may give kNoKey for an item not below `worst` too. One pass: a list takes what is below the n-th
-// key so far, and is sorted when full: in a row in random order about twice, in an ascending row every other
-// chunk.
+// item. It may give kNoKey for an item not below `worst` too; none of the first n keys is at or beyond the
+// `worst` to begin with. One pass: a list takes what is below the n-th key so far, and is sorted when full.
 template <typename Offer>
-__device__ inline int select(int64_t size, int n, Scratch& s, Offer offer) {
+__device__ inline int select(int64_t size, int n, uint64_t worst, Scratch& s, Offer offer) {
   uint64_t* keys = s.lists.keys;
-  uint64_t worst = kNoKey;
   int kept = 0;
   if (threadIdx.x == 0) s.count = 0;
   __syncthreads();
@@ -130,7 +140,7 @@ class Ahead {
 // over the ids of one remainder modulo 32, which a thread of the first warp walks while the other warps
 // compute the next chunk's weights. weigh(i, z, w) sets the weights of tokens i .. i + 3 whose logits are z.
 template <typename Row, typename Weigh>
-__device__ inline double lane_sum(const Row& row, Scratch& s, Weigh weigh) {
+__device__ inline double lane_sum(const Row& row, Scratch& s, Weigh&& weigh) {
   double sum = 0;
   const int t = int(threadIdx.x);
   Ahead<Row> ahead(row);
