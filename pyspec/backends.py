@@ -167,6 +167,11 @@ def check_values(spec: OpSpec, sizes: dict[str, int], args: tuple[Any, ...], kwa
     spec.check(sizes, *(_on_host(arg) for arg in args), **kwargs)
 
 
+def missing(backend: str, op: str) -> str:
+    """Why a backend has no such op; empty if it has. Whether it can run a call is another question: why_not."""
+    return _MISSING[backend](op) if backend in _MISSING else _emulator_missing(backend, op)
+
+
 def _on_cuda(args: tuple[Any, ...]) -> bool:
     return any(isinstance(arg, Tensor) and arg.device.type == "cuda" for arg in args)
 
@@ -184,9 +189,8 @@ def why_not(
     """Why this backend cannot run this call; empty if it can."""
     if backend == "spec":
         return ""
-    missing = _MISSING[backend](spec.name) if backend in _MISSING else _emulator_missing(backend, spec.name)
-    if missing:
-        return missing
+    if reason := missing(backend, spec.name):
+        return reason
     device = next(arg.device.type for arg in args if isinstance(arg, Tensor))
     if device != ("cuda" if backend in ("cuda", "triton") else "cpu"):
         return f"tensors are on {device}"

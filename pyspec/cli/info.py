@@ -31,7 +31,12 @@ def collect() -> dict[str, Any]:
     native = backends.native
     kernels = {
         name: [
-            backend for backend, key in (("cpu", "CPU"), ("cuda", "CUDA")) if _compiled(backends, name, key)
+            *(
+                backend
+                for backend, key in (("cpu", "CPU"), ("cuda", "CUDA"))
+                if _compiled(backends, name, key)
+            ),
+            *([] if backends.missing("triton", name) else ["triton"]),
         ]
         for name in sorted(contract.OPS)
     }
@@ -45,6 +50,7 @@ def collect() -> dict[str, Any]:
         "threads": native.num_threads() if native else torch.get_num_threads(),
         "backends": [name for name in ("cuda", "cpu", "spec") if name == "spec" or any(name in k for k in kernels.values())],
         "ops": kernels,
+        "triton_ops": [name for name in kernels if not backends.missing("triton", name)],
         "missing": _missing(backends, kernels),
         "models": _models(),
     }  # fmt: skip
@@ -101,6 +107,7 @@ def describe(facts: dict[str, Any]) -> str:
         ("threads", str(facts["threads"])),
         ("backends", ", ".join(facts["backends"])),
         ("compiled ops", f"{len(compiled)} of {len(facts['ops'])}: {', '.join(compiled) or 'none'}"),
+        ("Triton ops", f"{len(facts['triton_ops'])} of {len(facts['ops'])}, on a CUDA GPU"),
         *[(f"missing: {what}", why) for what, why in facts["missing"].items()],
         ("known models", ", ".join(models["known"])),
         ("models", f"cached in {models['cache']}: "

@@ -14,13 +14,18 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 SPECULATION = ("off", "auto", "suffix", "ngram")
+EXECUTORS = ("auto", "cuda", "triton", "compiled", "spec")
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "max_tokens", "seed", "stop")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def model_options(function: F) -> F:
-    """Adds --model, --speculation, --context and --threads."""
+    """Adds --model, --speculation, --context, --executor and --threads."""
     for option in (
+        click.option(
+            "--executor", type=click.Choice(EXECUTORS), default="auto", show_default=True,
+            help="What runs the model: kernels on a GPU, or on the CPU.",
+        ),
         click.option("--threads", type=click.IntRange(1), help="Threads; default: the cores this process may use."),
         click.option("--context", type=click.IntRange(16), help="Longest prompt with its answer, in tokens."),
         click.option(
@@ -69,7 +74,11 @@ def load_model(options: dict[str, Any], *, quiet: bool = False) -> LLM:
     if note:
         print(f"loading {options['model']} ...", end="\r", file=sys.stderr, flush=True)
     llm = LLM(
-        options["model"], speculation=options["speculation"], max_context=options["context"], max_batch=1
+        options["model"],
+        speculation=options["speculation"],
+        max_context=options["context"],
+        max_batch=1,
+        executor=options.get("executor", "auto"),
     )
     if note:
         print("\x1b[2K", end="", file=sys.stderr, flush=True)

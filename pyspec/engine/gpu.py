@@ -118,7 +118,7 @@ class GpuExecutor:
             if reason := backends.why_not(self._backend, spec, spec.bind(args, kwargs), args, kwargs):
                 raise UnsupportedError(
                     f"LLM: executor {self._backend!r} cannot run this model: {op}: {reason}; "
-                    "executor='auto' takes one that can"
+                    "executor='compiled' runs it on the CPU"
                 )
             return spec.fake(*args, **kwargs)
 
