@@ -146,18 +146,9 @@ def tree_attention(
 
 
 def sample(
-    logits: Tensor,
-    positions: Tensor,
-    temperature: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
-    min_p: Tensor,
-    seed: Tensor,
-    stream: Tensor,
-    *,
-    num_logprobs: int = 0,
-    backend: str | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    logits: Tensor, positions: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, seed: Tensor, stream: Tensor,
+    *, num_logprobs: int = 0, backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """One token per row of logits [T, V] f32, the same bits on every backend.
 
     positions [T] i32 (absolute position of the token to be emitted), temperature [T] f32 (0 greedy), top_k [T] i32 (0 off),
@@ -169,22 +160,9 @@ def sample(
 
 
 def verify_tree(
-    logits: Tensor,
-    tokens: Tensor,
-    parents: Tensor,
-    cu_t: Tensor,
-    position: Tensor,
-    temperature: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
-    min_p: Tensor,
-    seed: Tensor,
-    stream: Tensor,
-    *,
-    max_path: int,
-    num_logprobs: int = 0,
-    backend: str | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    logits: Tensor, tokens: Tensor, parents: Tensor, cu_t: Tensor, position: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor,
+    min_p: Tensor, seed: Tensor, stream: Tensor, *, max_path: int, num_logprobs: int = 0, backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Walk each request's token tree with the tokens of plain decoding; the tree cannot change what is emitted.
 
     logits [T, V] f32 (a row per node), tokens [T] i32, parents [T] i32 (local, -1 for the root), cu_t [B+1] i32,
