@@ -14,13 +14,10 @@ template <bool kVector>
 __global__ void __launch_bounds__(cuda::kNormThreads) norm_rows(const RmsNormParams p) {
   PYSPEC_DYNAMIC_SHARED(smem);
   const int64_t m = blockIdx.x;
-  cuda::NormRow<kVector> row(p.x + m * p.x_stride_m, p.residual ? p.residual + m * p.K : nullptr, p.K);
-  const int64_t mean_over = PYSPEC_PLANTED(3) ? p.K + 4 : p.K;
-  const float scale = cuda::norm_scale(row, mean_over, p.eps, reinterpret_cast<float*>(smem));
-  row.for_each([&](int64_t k, float4 v) {
-    cuda::store4<kVector>(p.out + m * p.K + k, cuda::normalised<kVector>(v, scale, p.weight, k, p.K),
-                          p.K - k);
-  });
+  cuda::NormRow<kVector> row(p.x + m * p.x_stride_m, p.residual ? p.residual + m * p.K : nullptr, p.weight,
+                             p.K);
+  row.normalise(PYSPEC_PLANTED(3) ? p.K + 4 : p.K, p.eps, reinterpret_cast<float*>(smem));
+  row.for_each([&](int64_t k, float4 y) { cuda::store4<kVector>(p.out + m * p.K + k, y, p.K - k); });
 }
 
 }  // namespace

@@ -34,13 +34,43 @@ __device__ T block_reduce(T value, T* of_warp, Combine combine) {
   return total;
 }
 
-// Row m of x, or of residual + x, which is written back to residual (null: there is none).
+// A row of x, or of residual + x, which is written back to residual (null: there is none), then normalised.
 template <bool kVector>
 class NormRow {
  public:
-  __device__ NormRow(const float* x, float* residual, int64_t K) : x_(x), residual_(residual), K_(K) {}
+  __device__ NormRow(const float* x, float* residual, const float* weight, int64_t K)
+      : x_(x), residual_(residual), weight_(weight), K_(K) {}
 
-  // Reads the row once. To be called before `for_each`.
+  // Reads x, and divides by the root of the mean square over `mean_over` elements. `of_warp`: see
+  // block_reduce.
+  __device__ void normalise(int64_t mean_over, float eps, float* of_warp) {
+    const float sum = block_reduce(sum_of_squares(), of_warp, [](float a, float b) { return a + b; });
+    scale_ = 1.0f / sqrtf(sum / float(mean_over) + eps);
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i)
+      if (at(i) < K_) held_[i] = normalised(at(i), held_[i]);
+  }
+
+  // use(k, four normalised elements from k on) of this thread; those that are not held are read again, from
+  // L1 or L2. Elements beyond the row are 0.
+  template <typename Use>
+  __device__ void for_each(Use use) const {
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i)
+      if (at(i) < K_) use(at(i), held_[i]);
+    const float* row = residual_ ? residual_ : x_;
+    for (int64_t k = at(kHeld); k < K_; k += step()) use(k, normalised(k, load4<kVector>(row + k, K_ - k)));
+  }
+
+ private:
+  __device__ static int64_t step() { return 4 * int64_t(blockDim.x); }
+  __device__ static int64_t at(int i) { return 4 * int64_t(threadIdx.x) + i * step(); }
+
+  __device__ float4 normalised(int64_t k, float4 v) const {
+    const float4 w = load4<kVector>(weight_ + k, K_ - k);
+    return {v.x * scale_ * w.x, v.y * scale_ * w.y, v.z * scale_ * w.z, v.w * scale_ * w.w};
+  }
+
   __device__ float sum_of_squares() {
     float sum = 0.0f;
     const auto add = [&](int64_t k) {
@@ -60,38 +90,12 @@ class NormRow {
     return sum;
   }
 
-  // use(k, four elements from k on) of this thread; those that are not held are read again, from L1 or L2.
-  template <typename Use>
-  __device__ void for_each(Use use) const {
-#pragma unroll
-    for (int i = 0; i < kHeld; ++i)
-      if (at(i) < K_) use(at(i), held_[i]);
-    const float* row = residual_ ? residual_ : x_;
-    for (int64_t k = at(kHeld); k < K_; k += step()) use(k, load4<kVector>(row + k, K_ - k));
-  }
-
- private:
-  __device__ static int64_t step() { return 4 * int64_t(blockDim.x); }
-  __device__ static int64_t at(int i) { return 4 * int64_t(threadIdx.x) + i * step(); }
-
   const float* x_;
   float* residual_;
+  const float* weight_;
   int64_t K_;
+  float scale_;
   float4 held_[kHeld];
 };
-
-// The factor of a row: 1 / root mean square.
-template <bool kVector>
-__device__ float norm_scale(NormRow<kVector>& row, int64_t K, float eps, float* of_warp) {
-  const float sum = block_reduce(row.sum_of_squares(), of_warp, [](float a, float b) { return a + b; });
-  return 1.0f / sqrtf(sum / float(K) + eps);
-}
-
-// Elements k .. k + 3 normalised; those beyond the row are 0.
-template <bool kVector>
-__device__ inline float4 normalised(float4 v, float scale, const float* weight, int64_t k, int64_t K) {
-  const float4 w = load4<kVector>(weight + k, K - k);
-  return {v.x * scale * w.x, v.y * scale * w.y, v.z * scale * w.z, v.w * scale * w.w};
-}
 
 }  // namespace pyspec::cuda
