@@ -84,13 +84,12 @@ def row_multiplier(row_ptrs, mask, K, FORMAT: tl.constexpr):
     one = tl.full(row_ptrs.shape, 1.0, tl.float32)
     if FORMAT == "q4_k" or FORMAT == "q6_k":
         most = tl.zeros(row_ptrs.shape, tl.float32)
-        for block in range(0, K // 256):
-            d, second = group_scales(row_ptrs, block * 8 + tl.arange(0, 8)[None, :], mask, FORMAT)
+        for first in range(0, K // 32, 32):
+            g = first + tl.arange(0, 32)[None, :]
+            d, second = group_scales(row_ptrs, g, mask & (g < K // 32), FORMAT)
             largest = tl.max(tl.maximum(tl.abs(d), tl.abs(second)), axis=1)
             most = tl.maximum(most, largest[:, None])
-        exponent = (
-            most.to(tl.int32, bitcast=True) >> 23
-        )  # 2^-24 is the least f16, so that it is never small here
+        exponent = most.to(tl.int32, bitcast=True) >> 23  # never small: 2^-24 is the least f16
         power = (exponent - 13 << 23).to(tl.float32, bitcast=True)
         one = tl.where((most > 0) & (most < float("inf")), power, one)
     return one

@@ -21,6 +21,7 @@ from .aot import AotCase
 from .dots import OPTIONS, rows
 from .gguf import group_scales, group_values, row_multiplier
 from .quantize_activations import quantize_activations
+from .tuned import tunable
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Config:
 
     block_m: int
     block_n: int
+    unroll: int  # groups whose bytes are fetched at once: few rows wait for memory
     num_warps: int
     num_stages: int
 
@@ -36,42 +38,24 @@ class Config:
 @triton.jit
 def quant_linear_kernel(
     xq_ptr, xd_ptr, sums_ptr, qweight_ptr, bias_ptr, out_ptr, M, N, K, qweight_stride_n, out_stride_m,
-    FORMAT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PLANTED_BUG: tl.constexpr = "",
+    FORMAT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, UNROLL: tl.constexpr,
+    PLANTED_BUG: tl.constexpr = "",
 ):  # fmt: skip
     """One tile of out."""
     offs_n = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
     offs_m = (tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
-    offs_k = tl.arange(0, 32)
     mask_n = (offs_n < (N + BLOCK_N if PLANTED_BUG == "no mask" else N))[:, None]
     mask_m = (offs_m < M)[None, :]
     row_ptrs = qweight_ptr + offs_n[:, None] * qweight_stride_n
     groups = K // 32
     multiplier = row_multiplier(row_ptrs, mask_n, K, FORMAT)
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    for g in range(0, groups):
-        xq = tl.load(xq_ptr + offs_m[None, :] * K + g * 32 + offs_k[:, None], mask=mask_m, other=0)
-        xd = tl.load(xd_ptr + offs_m[None, :] * groups + g, mask=mask_m, other=0.0)
-        w = group_values(row_ptrs, g, mask_n, FORMAT)
-        d, second = group_scales(row_ptrs, g, mask_n, FORMAT)
-        d = rounded(d, multiplier, FORMAT) if PLANTED_BUG != "exact scale" else d / multiplier
-        if FORMAT == "q6_k":  # a scale per 16 values: the other half of the group counts as zeros
-            left = tl.dot(tl.where(offs_k < 16, w, 0), xq, out_dtype=tl.int32).to(tl.float32)
-            right = tl.dot(tl.where(offs_k < 16, 0, w), xq, out_dtype=tl.int32).to(tl.float32)
-            acc = tl.fma(left, d * xd, acc)
-            acc = tl.fma(right, rounded(second, multiplier, FORMAT) * xd, acc)
-        else:
-            acc = tl.fma(tl.dot(w, xq, out_dtype=tl.int32).to(tl.float32), d * xd, acc)
-            if FORMAT == "q4_1" or FORMAT == "q4_k":
-                sums_ptrs = sums_ptr + (offs_m[None, :] * groups + g) * 2
-                total = tl.load(sums_ptrs, mask=mask_m, other=0) + tl.load(
-                    sums_ptrs + 1, mask=mask_m, other=0
-                )
-                minimum = rounded(second, multiplier, FORMAT)
-                acc = tl.fma(
-                    tl.broadcast_to(xd * total.to(tl.float32), [BLOCK_N, BLOCK_M]),
-                    tl.broadcast_to(minimum, [BLOCK_N, BLOCK_M]),
-                    acc,
-                )
+    for first in range(0, groups, UNROLL):
+        for i in tl.static_range(UNROLL):  # groups beyond K add 0 * 0
+            acc = add_group(
+                acc, xq_ptr, xd_ptr, sums_ptr, row_ptrs, multiplier, offs_m[None, :], first + i, groups,
+                mask_n & (first + i < groups), mask_m & (first + i < groups), FORMAT, PLANTED_BUG,
+            )  # fmt: skip
     acc = acc * multiplier
     if bias_ptr is not None:
         acc += tl.load(bias_ptr + offs_n[:, None], mask=mask_n, other=0.0)
@@ -82,10 +66,37 @@ def quant_linear_kernel(
 
 
 @triton.jit
+def add_group(
+    acc, xq_ptr, xd_ptr, sums_ptr, row_ptrs, multiplier, offs_m, g, groups, mask_n, mask_m,
+    FORMAT: tl.constexpr, PLANTED_BUG: tl.constexpr,
+):  # fmt: skip
+    """acc [BLOCK_N, BLOCK_M] plus group g."""
+    k = tl.arange(0, 32)
+    xq = tl.load(xq_ptr + (offs_m * groups + g) * 32 + k[:, None], mask=mask_m, other=0)
+    xd = tl.load(xd_ptr + offs_m * groups + g, mask=mask_m, other=0.0)
+    w = group_values(row_ptrs, g, mask_n, FORMAT)
+    d, second = group_scales(row_ptrs, g, mask_n, FORMAT)
+    d = rounded(d, multiplier, FORMAT) if PLANTED_BUG != "exact scale" else d / multiplier
+    if FORMAT == "q6_k":  # a scale per 16 values: the other half of the group counts as zeros
+        left = tl.dot(tl.where(k < 16, w, 0), xq, out_dtype=tl.int32).to(tl.float32)
+        right = tl.dot(tl.where(k < 16, 0, w), xq, out_dtype=tl.int32).to(tl.float32)
+        acc = tl.fma(left, d * xd, acc)
+        acc = tl.fma(right, rounded(second, multiplier, FORMAT) * xd, acc)
+    else:
+        acc = tl.fma(tl.dot(w, xq, out_dtype=tl.int32).to(tl.float32), d * xd, acc)
+        if FORMAT == "q4_1" or FORMAT == "q4_k":
+            sums_ptrs = sums_ptr + (offs_m * groups + g) * 2
+            total = tl.load(sums_ptrs, mask=mask_m, other=0) + tl.load(sums_ptrs + 1, mask=mask_m, other=0)
+            xs, minimum = xd * total.to(tl.float32), rounded(second, multiplier, FORMAT)
+            acc = tl.fma(tl.broadcast_to(xs, acc.shape), tl.broadcast_to(minimum, acc.shape), acc)
+    return acc
+
+
+@triton.jit
 def rounded(scale, multiplier, FORMAT: tl.constexpr):
     """The scale that the op computes with: of K-quants 11 bits at the row's power of two."""
     if FORMAT == "q4_k" or FORMAT == "q6_k":
-        return (scale / multiplier).to(tl.float16).to(tl.float32)
+        return tl.div_rn(scale, multiplier).to(tl.float16).to(tl.float32)
     return scale
 
 
@@ -96,11 +107,13 @@ def limit(sizes: dict[str, int], *args: Any, **kwargs: Any) -> str | None:
     return None
 
 
+@tunable("quant_linear")
 def pick_config(m: int, n: int) -> Config:
     """Sums are exact, so that tiles are free: small ones of channels for few rows, so that many programs fetch the weight."""
     block_m = min(64, max(16, triton.next_power_of_2(m)))
-    block_n = 64 if block_m == 64 or n >= 64 * 132 else 32 if n >= 32 * 132 else 16
-    return Config(block_m, block_n, 4, 3)
+    if block_m == 64:
+        return Config(64, 64, 1, 8, 3)
+    return Config(block_m, 64 if n >= 64 * 132 else 32 if n >= 32 * 132 else 16, 4, 4, 3)
 
 
 def quant_linear(
@@ -124,7 +137,7 @@ def _launch(x: Tensor, qweight: Tensor, bias: Tensor | None, format: str, c: Con
     qweight = rows(qweight)
     quant_linear_kernel[(triton.cdiv(n, c.block_n), triton.cdiv(m, c.block_m))](
         *quantize_activations(x), qweight, None if bias is None else bias.contiguous(), out, m, n, k, qweight.stride(0),
-        out.stride(0), FORMAT=format, BLOCK_M=c.block_m, BLOCK_N=c.block_n, PLANTED_BUG=bug, num_warps=c.num_warps,
+        out.stride(0), FORMAT=format, BLOCK_M=c.block_m, BLOCK_N=c.block_n, UNROLL=c.unroll, PLANTED_BUG=bug, num_warps=c.num_warps,
         num_stages=c.num_stages, **OPTIONS,
     )  # fmt: skip
     return out
@@ -135,7 +148,13 @@ def aot_cases() -> list[AotCase]:
     cases = []
     for format, m in itertools.product(FORMATS, (1, 512)):
         c = pick_config(m, 4096)
-        constants = {"FORMAT": format, "BLOCK_M": c.block_m, "BLOCK_N": c.block_n, "PLANTED_BUG": ""}
+        constants = {
+            "FORMAT": format,
+            "BLOCK_M": c.block_m,
+            "BLOCK_N": c.block_n,
+            "UNROLL": c.unroll,
+            "PLANTED_BUG": "",
+        }
         signature = {
             "xq_ptr": "*i8", "xd_ptr": "*fp32", "sums_ptr": "*i32", "qweight_ptr": "*u8", "bias_ptr": "*fp32",
             "out_ptr": "*fp32", **dict.fromkeys(("M", "N", "K", "qweight_stride_n", "out_stride_m"), "i32"),
