@@ -21,15 +21,13 @@ constexpr int64_t kMaxPartialBytes = int64_t(64) << 20;
 constexpr int kOneFragRows = 64;     // up to here warps have 16 rows: more warps hide more latency
 constexpr int kBlockReserve = 1024;  // bytes of shared memory that the system takes of a block
 
-// Slots that cp.async brings together and how many such stages are in flight, by head dim: 3 of 8 KiB of K
-// and V at D = 64, 3 of 12 at 96, 4 of 8 at 128, 3 of 16 at 256. A warp has 16 rows times max_frags at most:
-// 64 accumulators a thread, 128 at D = 256, 48 at D = 96.
+// Slots that cp.async brings together, and how many such stages there are, by head dim: 3 of 8 KiB of K and
+// V, 12 at D = 96 and 16 at D = 256. A warp has 16 rows times max_frags at most: 64 accumulators a thread,
+// 128 at D = 256.
 struct Shape {
   int stage_slots, stages, max_frags, max_warps;
 };
-constexpr Shape shape_of(int64_t D) {
-  return {D <= 96 ? 32 : 16, D == 128 ? 4 : 3, D == 64 ? 2 : 1, D == 256 ? 8 : 16};
-}
+constexpr Shape shape_of(int64_t D) { return {D <= 96 ? 32 : 16, 3, D == 64 ? 2 : 1, D == 256 ? 8 : 16}; }
 
 // Rows [row0, row0 + rows) of a request: row r is node r / R with query head r % R of whichever KV head.
 struct RowTile {
@@ -60,7 +58,7 @@ struct Workspace {
   RowTile* tiles;      // [max_tiles]
   int32_t* item_tile;  // [grid]: the row tile of a block, or -1
   int32_t* arrived;    // [max_tiles, G] parts that are done; the last one sets it back to 0
-  float* partials;     // stored spans: accumulators [rows, D], then (max, sum) [rows, 2], a multiple of 4
+  float* partials;     // stored spans
   int64_t partial_floats;
   int mask_words;
   int64_t bytes;
@@ -71,10 +69,10 @@ inline Workspace place_workspace(const TreeAttentionCudaParams& p, const TreeAtt
   unsigned char* base = static_cast<unsigned char*>(p.workspace);
   const auto take = [&](auto*& pointer, int64_t count) {
     pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(base + w.bytes);
-    w.bytes += (count * int64_t(sizeof(*pointer)) + 15) / 16 * 16;
+    w.bytes += (count * int64_t(sizeof(*pointer)) + 31) / 32 * 32;
   };
   w.mask_words = int((std::min<int64_t>(p.T, kMaxTree) + 31) / 32);
-  const int64_t spans = (p.W * p.S + kSpan - 1) / kSpan, every_row = p.T * p.H * (p.D + 4);
+  const int64_t spans = (p.W * p.S + kSpan - 1) / kSpan, every_row = p.T * p.H * (p.D + 8);
   w.partial_floats = spans > 1 ? std::min(spans * every_row, kMaxPartialBytes / 4) : 0;
   take(w.header, 1);
   take(w.is_chain, p.B);
@@ -92,17 +90,12 @@ struct SharedLayout {
   int stages;      // after the queries [tile_rows, D], twice with `split`: stages, K then V [stage_slots, D]
   int wide;        // quantised pages: the stage at hand as 16 bits, K then V
   int scales;      // quantised pages: of all stages, K then V [stage_slots] f32
-  int total;       // accumulators of the spans so far, [tile_rows D / 4 / threads][threads] float4
+  int total;       // accumulators of the spans so far [tile_rows, D], as the threads of each warp hold them
   int total_sums;  // their (max, sum) [tile_rows]
-  int rows;        // RowView [tile_rows]
+  int ranges;      // NodeRange [tile_rows]
   int warps;       // WarpView [threads / 32]
   int item;        // Item, of kItemBytes
   int bytes;
-};
-
-// What a row sees: slots [low, high), and bits of mask row `mask` from slot `tail` on (-1: none).
-struct RowView {
-  int32_t low, high, mask, tail;
 };
 
 // The same for all rows of a warp: tiles in [seen0, seen1) have something for one of them, slots in [open0,
@@ -143,8 +136,8 @@ inline SharedLayout place_shared(const Call& call, int tile_rows) {
   s.scales = s.wide + (call.quantised ? stage_values * 2 : 0);
   s.total = s.scales + (call.quantised ? shape.stages * 2 * shape.stage_slots * 4 : 0);
   s.total_sums = s.total + (one_span ? 0 : tile_rows * D * 4);
-  s.rows = s.total_sums + tile_rows * 8;
-  s.warps = s.rows + tile_rows * int(sizeof(RowView));
+  s.ranges = s.total_sums + tile_rows * 8;
+  s.warps = s.ranges + tile_rows * int(sizeof(NodeRange));
   s.item = s.warps + tile_rows / 16 * int(sizeof(WarpView));
   s.bytes = s.item + kItemBytes;
   return s;

@@ -42,17 +42,20 @@ struct RowResult {
   }
 };
 
-// Two or four consecutive results of one row.
-template <int kCount>
-__device__ inline void store_out(void* out, DType dtype, int64_t index, const float (&x)[kCount]) {
-#pragma unroll
-  for (int i = 0; i < kCount; i += 2) {
-    if (dtype == DType::kF32)
-      *reinterpret_cast<float2*>(static_cast<float*>(out) + index + i) = {x[i], x[i + 1]};
-    else
-      *reinterpret_cast<uint32_t*>(static_cast<uint16_t*>(out) + index + i) =
-          dtype == DType::kF16 ? pack<true>(x[i], x[i + 1]) : pack<false>(x[i], x[i + 1]);
+// Four consecutive results of one row.
+__device__ inline void store_out(void* out, DType dtype, int64_t index, float4 x) {
+  if (dtype == DType::kF32) {
+    *reinterpret_cast<float4*>(static_cast<float*>(out) + index) = x;
+  } else {
+    const bool f16 = dtype == DType::kF16;
+    *reinterpret_cast<uint2*>(static_cast<uint16_t*>(out) + index) = {
+        f16 ? pack<true>(x.x, x.y) : pack<false>(x.x, x.y),
+        f16 ? pack<true>(x.z, x.w) : pack<false>(x.z, x.w)};
   }
+}
+
+__device__ inline float4 times(float4 x, float factor) {
+  return {x.x * factor, x.y * factor, x.z * factor, x.w * factor};
 }
 
 // Joins the stored states of a row tile in the order of spans: 4 columns of a row a thread.
@@ -64,24 +67,23 @@ __device__ void fold_parts(const Call& call, const Item& item) {
   const float* first = item.state(call, 0);
   for (int i = threadIdx.x; i < rows * (kD / 4); i += blockDim.x) {
     const int row = i / (kD / 4), d = i % (kD / 4) * 4;
-    float max = -INFINITY, sum = 0.0f, acc[4] = {};
+    float max = -INFINITY, sum = 0.0f;
+    float4 acc = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll 4
     for (int index = 0; index < stored; ++index) {
       const float* state = first + index * size;
       const float2 sums = __ldcg(reinterpret_cast<const float2*>(state + rows * kD + 2 * row));
-      const float4 part = __ldcg(reinterpret_cast<const float4*>(state + row * kD + d));
+      const float4 x = __ldcg(reinterpret_cast<const float4*>(state + row * kD + d));
       const Join join(max, sums.x);
-      const float values[4] = {part.x, part.y, part.z, part.w};
-#pragma unroll
-      for (int c = 0; c < 4; ++c) acc[c] = fmaf(values[c], join.second, acc[c] * join.first);
+      acc = times(acc, join.first);
+      acc = {fmaf(x.x, join.second, acc.x), fmaf(x.y, join.second, acc.y), fmaf(x.z, join.second, acc.z),
+             fmaf(x.w, join.second, acc.w)};
       sum = fmaf(sums.y, join.second, sum * join.first);
       max = join.max;
     }
     const int64_t index = item.node(row) * p.H + item.head(row);
     const RowResult result(max, sum, p.sinks, item.head(row));
-#pragma unroll
-    for (int c = 0; c < 4; ++c) acc[c] *= result.factor;
-    store_out(p.out, p.q_dtype, index * kD + d, acc);
+    store_out(p.out, p.q_dtype, index * kD + d, times(acc, result.factor));
     if (d == 0) p.lse[index] = result.lse;
   }
 }
@@ -89,28 +91,33 @@ __device__ void fold_parts(const Call& call, const Item& item) {
 // What every row sees, then what the rows of every warp do.
 __device__ inline void describe_rows(const Call& call, const Item& item, unsigned char* memory,
                                      int warp_rows) {
-  RowView* views = reinterpret_cast<RowView*>(memory + call.shared.rows);
-  for (int row = threadIdx.x; row < call.tile_rows; row += blockDim.x) {
-    if (row >= item.tile.rows) {
-      views[row] = {0, 0, -1, 0};
-      continue;
-    }
-    const int t = int(item.node(row));
-    const NodeRange range = call.w.ranges[t];
-    views[row] = {range.low, range.high, item.tile.is_tree ? t : -1, item.kv_len};
-  }
+  NodeRange* ranges = reinterpret_cast<NodeRange*>(memory + call.shared.ranges);
+  for (int row = threadIdx.x; row < call.tile_rows; row += blockDim.x)
+    ranges[row] = row < item.tile.rows ? call.w.ranges[item.node(row)] : NodeRange{0, 0};
   __syncthreads();
   if (threadIdx.x % kWarp) return;
   const int warp = threadIdx.x / kWarp, end = min((warp + 1) * warp_rows, item.tile.rows);
   WarpView view{0x7fffffff, 0, 0, 0x7fffffff};
   for (int row = warp * warp_rows; row < end; ++row) {
-    const RowView& it = views[row];
-    view.seen0 = min(view.seen0, it.low);
-    view.seen1 = max(view.seen1, it.mask < 0 ? it.high : it.tail + it.mask - item.t0 + 1);
-    view.open0 = max(view.open0, it.low);
-    view.open1 = min(view.open1, it.high);
+    const NodeRange range = ranges[row];
+    const int node = int(item.node(row)) - item.t0;
+    view.seen0 = min(view.seen0, range.low);
+    view.seen1 = max(view.seen1, item.tile.is_tree ? item.kv_len + node + 1 : range.high);
+    view.open0 = max(view.open0, range.low);
+    view.open1 = min(view.open1, range.high);
   }
   reinterpret_cast<WarpView*>(memory + call.shared.warps)[warp] = view;
+}
+
+// Bits of a tile's slots, from `first` on, that a row sees; none for rows beyond the last one.
+__device__ inline uint32_t visible_bits(const Call& call, const Item& item, const unsigned char* memory,
+                                        int row, int first) {
+  const NodeRange range = reinterpret_cast<const NodeRange*>(memory + call.shared.ranges)[row];
+  uint32_t bits = bits_from(range.low - first) & ~bits_from(range.high - first);
+  if (item.tile.is_tree && first + kTile > item.kv_len && row < item.tile.rows)
+    bits |=
+        bits_at(call.w.masks + item.node(row) * call.w.mask_words, call.w.mask_words, first - item.kv_len);
+  return bits;
 }
 
 // The rule of a call's scores, applied to those of 16 rows over one tile; `scales` of its keys, or null.
@@ -157,7 +164,7 @@ __device__ inline void pack_weights(const float (&scores)[kTile / 8][4], const f
 // shared memory while more spans follow here, and is the result or stored for others after the last one.
 template <int kD>
 __device__ inline void finish_row(float (&acc)[kD / 8][4], int half, float max, float sum, const Call& call,
-                                  const Item& item, int row, float4* total, float2* total_sums, bool joins,
+                                  const Item& item, int row, float2* total, float2* total_sums, bool joins,
                                   bool keeps, int span, int lane) {
   const TreeAttentionCudaParams& p = call.p;
   const float2 before = joins ? *total_sums : float2{-INFINITY, 0.0f};
@@ -165,33 +172,42 @@ __device__ inline void finish_row(float (&acc)[kD / 8][4], int half, float max, 
   sum = fmaf(sum, join.second, before.y * join.first);
 #pragma unroll
   for (int n = 0; n < kD / 8; ++n) {
-    float2* kept = reinterpret_cast<float2*>(total + n * blockDim.x) + half;
+    float2* kept = total + n * 2 * kWarp;
     const float2 x = joins ? *kept : float2{0.0f, 0.0f};
     acc[n][2 * half] = fmaf(acc[n][2 * half], join.second, x.x * join.first);
     acc[n][2 * half + 1] = fmaf(acc[n][2 * half + 1], join.second, x.y * join.first);
     if (keeps) *kept = {acc[n][2 * half], acc[n][2 * half + 1]};
   }
   __syncwarp();  // all four lanes of the row have read its sums
-  const bool first_lane = lane % 4 == 0;
+  const bool first_lane = lane % 4 == 0, odd = lane % 2 == 1;
   if (keeps) {
     if (first_lane) *total_sums = {join.max, sum};
-  } else if (row < item.tile.rows && item.whole()) {
-    const int64_t index = item.node(row) * p.H + item.head(row);
-    const RowResult result(join.max, sum, p.sinks, item.head(row));
-#pragma unroll
-    for (int n = 0; n < kD / 8; ++n) {
-      const float pair[2] = {acc[n][2 * half] * result.factor, acc[n][2 * half + 1] * result.factor};
-      store_out(p.out, p.q_dtype, index * kD + 8 * n + lane % 4 * 2, pair);
-    }
-    if (first_lane) p.lse[index] = result.lse;
-  } else if (row < item.tile.rows) {
-    float* state = item.state_of_span(call, span);
-#pragma unroll
-    for (int n = 0; n < kD / 8; ++n)
-      *reinterpret_cast<float2*>(state + row * kD + 8 * n + lane % 4 * 2) = {acc[n][2 * half],
-                                                                             acc[n][2 * half + 1]};
-    if (first_lane) *reinterpret_cast<float2*>(state + item.tile.rows * kD + 2 * row) = {join.max, sum};
+    return;
   }
+  // Results, or what other blocks will fold, which is f32 and not scaled.
+  const bool whole = item.whole();
+  const RowResult result(join.max, sum, p.sinks, item.head(row));
+  const float factor = whole ? result.factor : 1.0f;
+  const DType dtype = whole ? p.q_dtype : DType::kF32;
+  void* const to = whole ? p.out : item.state_of_span(call, span);
+  const int64_t index = whole ? item.node(row) * p.H + item.head(row) : unsigned(row);
+#pragma unroll
+  for (int n = 0; n < kD / 8; n += 2) {
+    // Neighbours swap pairs, so that each has four columns of one 8, and four lanes write whole sectors.
+    const float2 even_pair = {acc[n][2 * half], acc[n][2 * half + 1]};
+    const float2 odd_pair = {acc[n + 1][2 * half], acc[n + 1][2 * half + 1]};
+    const float x = __shfl_xor_sync(kFullWarp, odd ? even_pair.x : odd_pair.x, 1);
+    const float y = __shfl_xor_sync(kFullWarp, odd ? even_pair.y : odd_pair.y, 1);
+    const float4 four = odd ? float4{x, y, odd_pair.x, odd_pair.y} : float4{even_pair.x, even_pair.y, x, y};
+    __syncwarp();  // all swaps at once would take more registers than there are
+    if (row < item.tile.rows)
+      store_out(to, dtype, index * kD + 8 * (n + odd) + lane % 4 / 2 * 4, times(four, factor));
+  }
+  if (row >= item.tile.rows || !first_lane) return;
+  if (whole)
+    p.lse[index] = result.lse;
+  else
+    reinterpret_cast<float2*>(static_cast<float*>(to) + item.tile.rows * kD)[unsigned(row)] = {join.max, sum};
 }
 
 // Whether this block is the last one of its row tile's parts to come here.
@@ -251,11 +267,8 @@ __global__ void __launch_bounds__(kFrags == kShape<kD>.max_frags ? kShape<kD>.ma
       const float* scales = kv.scales ? reinterpret_cast<const float*>(memory + kv.scales) + slot : nullptr;
       const auto seen_by = [&](int f, uint32_t (&seen)[2]) {
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int row = warp_row + 16 * f + 8 * half + lane / 4;
-          seen[half] = visible_bits(reinterpret_cast<const RowView*>(memory + call.shared.rows)[row],
-                                    call.w.masks, call.w.mask_words, first);
-        }
+        for (int half = 0; half < 2; ++half)
+          seen[half] = visible_bits(call, item, memory, warp_row + 16 * f + 8 * half + lane / 4, first);
       };
 #pragma unroll
       for (int f = 0; f < kFrags; ++f) {
@@ -290,10 +303,11 @@ __global__ void __launch_bounds__(kFrags == kShape<kD>.max_frags ? kShape<kD>.ma
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int row = warp_row + 16 * f + 8 * half + lane / 4;
-        finish_row<kD>(
-            state.acc[f], half, state.max[f][half], state.sum[f][half], call, item, row,
-            reinterpret_cast<float4*>(memory + call.shared.total) + f * kD / 8 * blockDim.x + threadIdx.x,
-            reinterpret_cast<float2*>(memory + call.shared.total_sums) + row, joins, keeps, span, lane);
+        float2* total = reinterpret_cast<float2*>(memory + call.shared.total) + warp_row * kD / 2 + lane;
+        finish_row<kD>(state.acc[f], half, state.max[f][half], state.sum[f][half], call, item, row,
+                       total + (f * kD / 4 + half) * kWarp,
+                       reinterpret_cast<float2*>(memory + call.shared.total_sums) + row, joins, keeps, span,
+                       lane);
       }
     state.clear();
   }

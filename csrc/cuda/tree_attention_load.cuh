@@ -6,21 +6,14 @@
 
 namespace pyspec::attention {
 
-// Eight consecutive queries of a row as f32.
-__device__ inline void load8(const void* q, DType dtype, int64_t index, float (&x)[8]) {
-  if (dtype == DType::kF32) {
-    const float4* from = reinterpret_cast<const float4*>(static_cast<const float*>(q) + index);
-    const float4 a = from[0], b = from[1];
-    x[0] = a.x, x[1] = a.y, x[2] = a.z, x[3] = a.w, x[4] = b.x, x[5] = b.y, x[6] = b.z, x[7] = b.w;
-    return;
-  }
-  const uint4 raw = *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(q) + index);
-  const uint32_t pairs[4] = {raw.x, raw.y, raw.z, raw.w};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const float2 pair = dtype == DType::kF16 ? unpack<true>(pairs[i]) : unpack<false>(pairs[i]);
-    x[2 * i] = pair.x, x[2 * i + 1] = pair.y;
-  }
+// Four consecutive queries of a row.
+__device__ inline float4 load4(const void* q, DType dtype, int64_t index) {
+  if (dtype == DType::kF32) return *reinterpret_cast<const float4*>(static_cast<const float*>(q) + index);
+  const uint2 pairs = *reinterpret_cast<const uint2*>(static_cast<const uint16_t*>(q) + index);
+  const bool f16 = dtype == DType::kF16;
+  const float2 a = f16 ? unpack<true>(pairs.x) : unpack<false>(pairs.x);
+  const float2 b = f16 ? unpack<true>(pairs.y) : unpack<false>(pairs.y);
+  return {a.x, a.y, b.x, b.y};
 }
 
 // Which rows of which KV head and which spans of them a block computes. It lies in shared memory and is read
@@ -67,21 +60,17 @@ struct Item {
 template <int kD, bool kF16>
 __device__ inline void load_queries(const Call& call, const Item& item, unsigned char* q) {
   const TreeAttentionCudaParams& p = call.p;
-  for (int i = threadIdx.x; i < call.tile_rows * (kD / 8); i += blockDim.x) {
-    const int row = i / (kD / 8), chunk = i % (kD / 8);
-    float x[8] = {};
+  for (int i = threadIdx.x; i < call.tile_rows * (kD / 4); i += blockDim.x) {
+    const int row = i / (kD / 4), d = i % (kD / 4) * 4;
+    float4 x = {0.0f, 0.0f, 0.0f, 0.0f};
     if (row < item.tile.rows)
-      load8(p.q, p.q_dtype, item.node(row) * p.q_stride_t + item.head(row) * kD + chunk * 8, x);
-    uint32_t high[4], rest[4];
-#pragma unroll
-    for (int c = 0; c < 4; ++c) {
-      high[c] = pack<kF16>(x[2 * c], x[2 * c + 1]);
-      rest[c] = pack_rest<kF16>(x[2 * c], x[2 * c + 1], high[c]);
-    }
-    unsigned char* to = q + swizzled<kD>(row, chunk);
-    *reinterpret_cast<uint4*>(to) = {high[0], high[1], high[2], high[3]};
+      x = load4(p.q, p.q_dtype, item.node(row) * p.q_stride_t + item.head(row) * kD + d);
+    const uint2 high = {pack<kF16>(x.x, x.y), pack<kF16>(x.z, x.w)};
+    unsigned char* to = q + swizzled<kD>(row, d / 8) + d % 8 * 2;
+    *reinterpret_cast<uint2*>(to) = high;
     if (call.split)
-      *reinterpret_cast<uint4*>(to + call.tile_rows * kD * 2) = {rest[0], rest[1], rest[2], rest[3]};
+      *reinterpret_cast<uint2*>(to + call.tile_rows * kD * 2) = {pack_rest<kF16>(x.x, x.y, high.x),
+                                                                 pack_rest<kF16>(x.z, x.w, high.y)};
   }
 }
 
@@ -125,7 +114,7 @@ class StageLoader {
   __device__ void load(int index, int end) {
     if (index < end) {
       const int stage = index % kStages;
-      const int place = place_of(index * kSlots + int(threadIdx.x) % kSlots);
+      const int place = place_of(index * kSlots + int(threadIdx.x % kSlots));
       if (call_.quantised) {
         copy<1>(place, stage);
         if (threadIdx.x < kSlots) copy_scales(place, stage);
@@ -142,13 +131,10 @@ class StageLoader {
     if (!call_.quantised) return {call_.shared.stages + stage * 2 * kSlots * kD * 2, 0};
     const unsigned char* raw = memory_ + call_.shared.stages + stage * 2 * kSlots * kD;
     unsigned char* wide = memory_ + call_.shared.wide;
-    for (int i = threadIdx.x; i < 2 * kSlots * (kD / 16); i += blockDim.x) {  // rows of K, then of V
-      const uint4 bytes = *reinterpret_cast<const uint4*>(raw + i * 16);
-      const int row = i / (kD / 16), chunk = i % (kD / 16) * 2;
-      const uint2 a = widen(bytes.x, call_.p.kv_dtype), b = widen(bytes.y, call_.p.kv_dtype),
-                  c = widen(bytes.z, call_.p.kv_dtype), d = widen(bytes.w, call_.p.kv_dtype);
-      *reinterpret_cast<uint4*>(wide + swizzled<kD>(row, chunk)) = {a.x, a.y, b.x, b.y};
-      *reinterpret_cast<uint4*>(wide + swizzled<kD>(row, chunk + 1)) = {c.x, c.y, d.x, d.y};
+    for (int i = threadIdx.x; i < 2 * kSlots * (kD / 8); i += blockDim.x) {  // rows of K, then of V
+      const uint2 bytes = *reinterpret_cast<const uint2*>(raw + i * 8);
+      const uint2 a = widen(bytes.x, call_.p.kv_dtype), b = widen(bytes.y, call_.p.kv_dtype);
+      *reinterpret_cast<uint4*>(wide + swizzled<kD>(i / (kD / 8), i % (kD / 8))) = {a.x, a.y, b.x, b.y};
     }
     __syncthreads();
     return {call_.shared.wide, call_.shared.scales + stage * 2 * kSlots * 4};

@@ -12,11 +12,12 @@ constexpr unsigned kFullWarp = 0xffffffffu;
 template <int kD>
 constexpr Shape kShape = shape_of(kD);
 
-__device__ inline int64_t partial_size(int64_t rows, int64_t D) { return rows * D + (2 * rows + 3) / 4 * 4; }
+// Floats of a stored span: accumulators [rows, D], then (max, sum) [rows, 2], in whole sectors.
+__device__ inline int64_t partial_size(int64_t rows, int64_t D) { return rows * D + (2 * rows + 7) / 8 * 8; }
 
 // Where 16-byte chunk `chunk` of a row of 16-bit values lies in shared memory, in bytes. The chunks of 8
-// consecutive rows, as ldmatrix reads them, fall on different banks: rows of 128, 256 or 512 bytes begin at
-// the same bank, rows of 192 bytes (D = 96) at every other one.
+// consecutive rows, as ldmatrix reads them, fall on different banks: rows of 128, 256 or 512 bytes begin
+// at the same bank, rows of 192 bytes (D = 96) at every other one.
 template <int kD>
 __device__ inline int swizzled(int row, int chunk) {
   return row * kD * 2 + ((chunk ^ (kD == 96 ? row >> 1 & 3 : row & 7)) << 4);
@@ -73,31 +74,16 @@ __device__ inline uint32_t clear_infinite(uint32_t& pair) {
   return cleared;
 }
 
-// Bits of the slots [first, first + 32) that a row sees.
-__device__ inline uint32_t visible_bits(const RowView& row, const uint32_t* masks, int mask_words,
-                                        int first) {
-  const auto from = [&](int slot) -> uint32_t {  // bits of slots >= slot
-    return slot <= first ? ~0u : slot - first < 32 ? ~0u << (slot - first) : 0u;
-  };
-  uint32_t bits = from(row.low) & ~from(row.high);
-  if (row.mask >= 0 && first + 32 > row.tail) {
-    const uint32_t* words = masks + int64_t(row.mask) * mask_words;
-    const int shift = first - row.tail, word = shift >> 5;  // -1: the tile begins before the tail
-    const uint32_t low = word >= 0 && word < mask_words ? words[word] : 0;
-    const uint32_t high = word + 1 < mask_words ? words[word + 1] : 0;
-    bits |= uint32_t((uint64_t(high) << 32 | low) >> (shift & 31));
-  }
-  return bits;
-}
+// Bits >= i of a word.
+__device__ inline uint32_t bits_from(int i) { return i <= 0 ? ~0u : i < 32 ? ~0u << i : 0u; }
 
-// How scores become exponents of 2.
-struct ScoreRule {
-  float scale;  // times log2 e, unless capped
-  float cap;    // times log2 e; 0: none
-  __device__ float operator()(float dot) const {
-    return cap == 0.0f ? dot * scale : cap * tanhf(dot * scale);
-  }
-};
+// 32 bits of `count` words from bit `i` > -32 on; 0 outside of them.
+__device__ inline uint32_t bits_at(const uint32_t* words, int count, int i) {
+  const int word = i >> 5;
+  const uint32_t low = word >= 0 && word < count ? words[word] : 0;
+  const uint32_t high = word + 1 < count ? words[word + 1] : 0;
+  return __funnelshift_r(low, high, i & 31);
+}
 
 // The difference that fits exp2: 0 where nothing was seen yet, so that -inf - max is -inf and never NaN.
 __device__ inline float finite_max(float max) { return max == -INFINITY ? 0.0f : max; }
