@@ -39,7 +39,7 @@ def rows(options: Options) -> Iterator[Row]:
     """Ratios per kernel and case; GateError if a result is wrong or the emulator cannot run."""
     emulator = _emulator()
     for op, case in _cases(options.quick):
-        with emulator.counting() as counters:
+        with emulator.counting() as counters, emulator.schedule(time_limit=3600.0):
             result = emulator.call(op, *case.args, **case.kwargs)
         _check(op, case, result)
         yield from _ratios(op, case, counters)

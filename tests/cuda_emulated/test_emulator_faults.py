@@ -141,6 +141,17 @@ def test_launch_beyond_the_limits_is_refused(
         emulator.run(BLOCKS, "empty_launch", {}, {"out": torch.zeros(4)}, blocks, threads, smem_bytes)
 
 
+@pytest.mark.parametrize("checked", [False, True], ids=["plain", "checked"])
+def test_kernel_that_does_not_end_is_stopped(checked: bool) -> None:
+    run_faults("never_ends", 0, checked)
+    with emulator.schedule(time_limit=0.05), pytest.raises(emulator.EmulatorError) as error:
+        run_faults("never_ends", 1, checked)
+    assert error.value.kinds == {"time"}
+    assert {finding.place for finding in error.value.findings} == lines(FAULTS, "never_ends"), str(
+        error.value
+    )
+
+
 def test_launch_within_the_limits_runs() -> None:
     for device, smem_bytes in emulator.SMEM_LIMITS.items():
         with emulator.schedule(device=device):

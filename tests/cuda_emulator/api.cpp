@@ -63,10 +63,16 @@ void end_launch() {}
 
 extern "C" {
 
-void emulator_configure(int order, int copies, uint64_t seed, int os_threads, int smem_limit, bool checked,
-                        bool counting) {
-  emulator::settings() = {
-      emulator::Order(order), emulator::Copies(copies), seed, os_threads, smem_limit, checked, counting};
+void emulator_configure(int order, int copies, uint64_t seed, int os_threads, int smem_limit,
+                        double time_limit, bool checked, bool counting) {
+  emulator::settings() = {emulator::Order(order),
+                          emulator::Copies(copies),
+                          seed,
+                          os_threads,
+                          smem_limit,
+                          time_limit,
+                          checked,
+                          counting};
 }
 
 int emulator_findings() { return int(emulator::findings.size()); }

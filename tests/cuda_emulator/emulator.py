@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyspec import plans
 from pyspec.contract import OPS
 
 from . import build, places
@@ -74,6 +75,7 @@ class Schedule:
     device: str = "sm_90"
     num_sms: int = 132
     threads: int = 2  # of the operating system; the checked build runs on one
+    time_limit: float = 60.0  # seconds of CPU time for a launch: a kernel that does not end is found then
 
 
 _schedule = Schedule()
@@ -105,15 +107,16 @@ def counting() -> Iterator[Counters]:
 def call(op: str, *args: Any, checked: bool = False, bug: int = 0, **kwargs: Any) -> Any:
     """Run a CUDA op on CPU tensors; tensors that its contract marks as written in place are written in place."""
     _load_bindings()
-    terms = OPS[op].inputs
-    names = [term.name for term in terms]
-    tensors = {name: arg for name, arg in zip(names, args, strict=False) if isinstance(arg, Tensor)}
+    function = getattr(getattr(torch.ops, NAMESPACE), op).default
+    terms = function._schema.arguments
+    tensors = {term.name: arg for term, arg in zip(terms, args, strict=False) if isinstance(arg, Tensor)}
+    written = {term.name for term in terms if term.alias_info is not None and term.alias_info.is_write}
     variant = Variant(checked or _counters is not None, bug)
-    with _running(variant, checked, tensors, {term.name for term in terms if term.mutated}) as guarded:
+    with _running(variant, checked, tensors, written) as guarded:
         guarded_args = [guarded.of(arg) if isinstance(arg, Tensor) else arg for arg in args]
-        result = getattr(getattr(torch.ops, NAMESPACE), op)(*guarded_args, **kwargs)
+        result = function(*guarded_args, **kwargs)
         outputs = result if isinstance(result, (tuple, list)) else [result]
-        for term, output in zip(OPS[op].outputs, outputs, strict=False):
+        for term, output in zip(OPS[op].outputs if op in OPS else (), outputs, strict=False):
             _machine().emulator_name_buffer(output.data_ptr(), term.name.encode())
     return _copies_of(result)
 
@@ -140,7 +143,7 @@ def _running(
     _variant.chosen, _variant.error = variant, None
     machine.emulator_configure(
         ORDERS.index(_schedule.order), COPIES.index(_schedule.copies), _schedule.seed, _schedule.threads,
-        SMEM_LIMITS[_schedule.device], checked, _counters is not None,
+        SMEM_LIMITS[_schedule.device], _schedule.time_limit, checked, _counters is not None,
     )  # fmt: skip
     bindings.emulator_set_device_limits(_schedule.num_sms, SMEM_LIMITS[_schedule.device])
     machine.emulator_clear_findings()
@@ -209,7 +212,10 @@ def _find_kernel(name: bytes, params: bytes) -> int | None:
 
 @functools.cache
 def _kernel_address(name: str, params: str, variant: Variant) -> int:
-    library = load_kernels(build.ROOT / "csrc/cuda" / f"{name}.cu", variant)
+    sources = [build.ROOT / "csrc/cuda" / f"{stem}.cu" for stem in (name, name.rpartition("_")[0])]
+    library = load_kernels(
+        next(source for source in sources if source.exists()), variant
+    )  # a plan is in its op's file
     symbol = f"_ZN6pyspec{len(name) + 5}{name}_cudaERKNS_{len(params)}{params}EPv"  # pyspec::<name>_cuda(const <params>&, void*)
     return ctypes.cast(getattr(library, symbol), ctypes.c_void_p).value or 0
 
@@ -230,7 +236,7 @@ def _machine() -> ctypes.CDLL:
         raise RuntimeError(reason)
     library = ctypes.CDLL(str(build.machine()), mode=ctypes.RTLD_GLOBAL)
     library.emulator_configure.argtypes = [
-        ctypes.c_int, ctypes.c_int, ctypes.c_uint64, ctypes.c_int, ctypes.c_int, ctypes.c_bool, ctypes.c_bool,
+        ctypes.c_int, ctypes.c_int, ctypes.c_uint64, ctypes.c_int, ctypes.c_int, ctypes.c_double, ctypes.c_bool, ctypes.c_bool,
     ]  # fmt: skip
     library.emulator_finding.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
     library.emulator_name_buffer.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
@@ -241,8 +247,8 @@ def _machine() -> ctypes.CDLL:
 @functools.cache
 def _load_bindings() -> ctypes.CDLL:
     _machine()
-    for spec in OPS.values():
-        _library().define(spec.schema)
+    for schema in (*(spec.schema for spec in OPS.values()), *plans.SCHEMAS.values()):
+        _library().define(schema)
     path = str(build.bindings())
     torch.ops.load_library(path)
     library = ctypes.CDLL(path)

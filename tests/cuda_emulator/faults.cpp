@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // The signal handler: it describes the fault and returns to the scheduler's stack instead of the kernel's.
+// The time limit of a launch is one of CPU time on each OS thread: a loaded machine does not matter.
 #include "faults.h"
 
+#include <link.h>
 #include <ucontext.h>
+#include <unistd.h>
 
 #include <mutex>
 
@@ -13,9 +16,12 @@ namespace emulator {
 
 namespace {
 
-constexpr int kSignals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
+constexpr int kSignals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGXCPU};
+constexpr int kNumSignals = 5;
+constexpr long kAgainAfter = 1000000;  // ns
 constexpr size_t kHandlerStack = 128 << 10;
-struct sigaction old_actions[4];
+struct sigaction old_actions[kNumSignals];
+CodeRange kernel_code;
 int users = 0;
 std::mutex mutex;
 
@@ -41,36 +47,79 @@ void handle(int signal, siginfo_t* info, void* raw_context) {
   auto& context = *static_cast<ucontext_t*>(raw_context);
   Block* const block = this_block;
   if (!block || !block->current) {  // not a kernel's: let the earlier handler have it
-    for (int i = 0; i < 4; ++i)
+    for (int i = 0; i < kNumSignals; ++i)
       if (kSignals[i] == signal) sigaction(signal, &old_actions[i], nullptr);
     return;
   }
-  const auto pc = reinterpret_cast<const void*>(context.uc_mcontext.gregs[REG_RIP]);
-  report(signal == SIGSEGV || signal == SIGBUS ? "out of bounds" : "fault", Place::counter(pc),
-         fault_text(*block, signal, *info, context));
+  const auto pc = uintptr_t(context.uc_mcontext.gregs[REG_RIP]);
+  const Place place =
+      Place::counter(reinterpret_cast<const void*>(pc + 1));  // places are behind their instruction
+  if (signal == SIGXCPU) {
+    // Not while the machine itself is at work, with locks perhaps: the timer goes off again.
+    if (!kernel_code.holds(pc)) return;
+    report("time", place,
+           thread_name(*block->current) + format(" still runs after %g s", settings().time_limit));
+  } else {
+    report(signal == SIGSEGV || signal == SIGBUS ? "out of bounds" : "fault", place,
+           fault_text(*block, signal, *info, context));
+  }
   block->aborted = true;
   context.uc_mcontext.gregs[REG_RDI] = reinterpret_cast<greg_t>(block->scheduler_stack_pointer);
   context.uc_mcontext.gregs[REG_RIP] = reinterpret_cast<greg_t>(emulator_resume);
 }
 
-}  // namespace
-
-FaultHandler::FaultHandler() : stack_(new char[kHandlerStack]) {
-  const stack_t own = {.ss_sp = stack_.get(), .ss_flags = 0, .ss_size = kHandlerStack};
-  sigaltstack(&own, &old_stack_);
-  const std::lock_guard lock(mutex);
-  if (users++ > 0) return;
+void install() {
   struct sigaction action = {};
   action.sa_sigaction = handle;
   action.sa_flags = SA_SIGINFO | SA_ONSTACK;
-  for (int i = 0; i < 4; ++i) sigaction(kSignals[i], &action, &old_actions[i]);
+  for (int i = 0; i < kNumSignals; ++i) sigaction(kSignals[i], &action, &old_actions[i]);
+}
+
+}  // namespace
+
+CodeRange code_around(const void* address) {
+  struct Search {
+    uintptr_t address;
+    CodeRange found;
+  } search = {reinterpret_cast<uintptr_t>(address), {}};
+  dl_iterate_phdr(
+      [](dl_phdr_info* library, size_t, void* raw) {
+        auto& wanted = *static_cast<Search*>(raw);
+        for (int i = 0; i < library->dlpi_phnum; ++i) {
+          const uintptr_t begin = library->dlpi_addr + library->dlpi_phdr[i].p_vaddr;
+          const CodeRange segment = {begin, begin + library->dlpi_phdr[i].p_memsz};
+          if (library->dlpi_phdr[i].p_type == PT_LOAD && segment.holds(wanted.address))
+            wanted.found = segment;
+        }
+        return int(wanted.found.end != 0);
+      },
+      &search);
+  return search.found;
+}
+
+FaultHandler::FaultHandler(CodeRange kernel) : stack_(new char[kHandlerStack]) {
+  const stack_t own = {.ss_sp = stack_.get(), .ss_flags = 0, .ss_size = kHandlerStack};
+  sigaltstack(&own, &old_stack_);
+  sigevent event = {};
+  event.sigev_notify = SIGEV_THREAD_ID;
+  event.sigev_signo = SIGXCPU;
+  event._sigev_un._tid = gettid();
+  timer_create(CLOCK_THREAD_CPUTIME_ID, &event, &timer_);
+  const auto seconds = time_t(settings().time_limit);
+  const long fraction = long((settings().time_limit - double(seconds)) * 1e9);
+  const itimerspec limit = {.it_interval = {0, kAgainAfter}, .it_value = {seconds, fraction + 1}};
+  const std::lock_guard lock(mutex);
+  kernel_code = kernel;
+  if (users++ == 0) install();
+  timer_settime(timer_, 0, &limit, nullptr);
 }
 
 FaultHandler::~FaultHandler() {
+  timer_delete(timer_);
   {
     const std::lock_guard lock(mutex);
     if (--users == 0)
-      for (int i = 0; i < 4; ++i) sigaction(kSignals[i], &old_actions[i], nullptr);
+      for (int i = 0; i < kNumSignals; ++i) sigaction(kSignals[i], &old_actions[i], nullptr);
   }
   sigaltstack(&old_stack_, nullptr);
 }

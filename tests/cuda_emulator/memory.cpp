@@ -32,8 +32,8 @@ void* allocate_guarded(size_t bytes) {
   unsigned char* const begin = static_cast<unsigned char*>(mapping) + kGuard;
   mprotect(begin, inner, PROT_READ | PROT_WRITE);
   std::memset(begin, 0xff, inner);
-  auto* const buffer = new Buffer{begin + inner - round_up(bytes, kAlign), bytes, mapping, whole,
-                                  "workspace"};
+  auto* const buffer =
+      new Buffer{begin + inner - round_up(bytes, kAlign), bytes, mapping, whole, "workspace"};
   const std::lock_guard lock(mutex);
   all.push_back(buffer);
   return buffer->data;

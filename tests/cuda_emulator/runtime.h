@@ -37,6 +37,7 @@ struct Settings {
   uint64_t seed = 1;
   int os_threads = 2;
   int smem_limit = 0;                      // of a block, bytes
+  double time_limit = 60;                  // seconds of CPU time that an OS thread may take for a launch
   bool checked = false, counting = false;  // either needs kernels of the checked build
 };
 Settings& settings();

@@ -251,9 +251,11 @@ void launch(const char* kernel, dim3 grid, dim3 block_dim, size_t smem_bytes,
   std::atomic<uint32_t> next{0};
   std::atomic<bool> stop{false};
   begin_launch(kernel, blocks);
+  const CodeRange kernel_code =
+      code_around(__builtin_return_address(0));  // the caller is a template of ptx_emulated.h
   const auto work = [&](uint64_t worker) {
     std::unique_ptr<Block> block = pool.take();
-    const FaultHandler handler;
+    const FaultHandler handler(kernel_code);
     this_block = block.get();
     block->threads = int(block_dim.x * block_dim.y * block_dim.z);
     block->num_warps = (block->threads + kWarp - 1) / kWarp;
