@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,12 +11,25 @@ import torch
 from torch import Tensor
 
 from pyspec import backends, spec
-from pyspec.contract import DTYPE_NAMES, DTYPES
+from pyspec.contract import DTYPE_NAMES, DTYPES, LIBRARY
 from pyspec.errors import UnsupportedError
 from pyspec.spec.tree_attention import QUANTISED
 
 __all__ = ["TreeAttentionPlan", "plan_tree_attention"]
 
+# The two halves of tree_attention on CUDA: the plan fills a workspace, which every run of the step uses.
+SCHEMAS = {
+    "tree_attention_plan": (
+        "tree_attention_plan(Tensor page_table, Tensor kv_len, Tensor cu_t, Tensor parents, *, int[] q_shape, int[] pages_shape, "
+        "ScalarType q_dtype, ScalarType kv_dtype, int window=0) -> Tensor"
+    ),
+    "tree_attention_run": (
+        "tree_attention_run(Tensor q, Tensor k_pages, Tensor v_pages, Tensor page_table, Tensor kv_len, Tensor cu_t, "
+        "Tensor parents, Tensor? k_scale, Tensor? v_scale, Tensor? sinks, Tensor(a!) workspace, *, float scale, int window=0, "
+        'float softcap=0.0, str kv_layout="paged") -> (Tensor, Tensor)'
+    ),
+}
+WITH_WORKSPACE = ("cuda", "cuda-emulated")  # backends that have these halves; elsewhere a run is the op
 INPUTS = ("q", "k_pages", "v_pages", "k_scale", "v_scale", "sinks")
 
 
@@ -35,7 +48,7 @@ class TreeAttentionPlan:
     dtypes: dict[str, torch.dtype]
     indices: tuple[Tensor, Tensor, Tensor, Tensor] = field(repr=False)  # page_table, kv_len, cu_t, parents
     options: dict[str, Any]
-    _op: Callable[..., Any] = field(repr=False)
+    workspace: Tensor | None = field(repr=False)
 
     def run(
         self,
@@ -52,7 +65,9 @@ class TreeAttentionPlan:
         """
         for name, tensor in zip(INPUTS, (q, k_pages, v_pages, k_scale, v_scale, sinks), strict=True):
             self._compare(name, tensor)
-        return self._op(q, k_pages, v_pages, *self.indices, k_scale, v_scale, sinks, **self.options)
+        return attend(
+            self.backend, self.workspace, q, k_pages, v_pages, *self.indices, k_scale, v_scale, sinks, **self.options
+        )  # fmt: skip
 
     def _compare(self, name: str, tensor: Tensor | None) -> None:
         shape = self.shapes.get(name)
@@ -114,6 +129,9 @@ def plan_tree_attention(
     chosen = explanation.chosen if backend is None else backend
     if not any(option.backend == chosen and not option.reason for option in explanation.options):
         raise UnsupportedError(f"{op.name}: backend {chosen!r} cannot run this plan\n{explanation}")
+    workspace = None
+    if chosen in WITH_WORKSPACE:
+        workspace = make_workspace(chosen, indices, q_shape, pages_shape, q_dtype, kv_dtype, window)
     taken = {
         name: tensor
         for name, tensor in zip(INPUTS, (args[0], pages, pages, kv_scale, kv_scale, sink), strict=True)
@@ -121,5 +139,48 @@ def plan_tree_attention(
     }
     return TreeAttentionPlan(
         chosen, page_table.device, {name: tuple(tensor.shape) for name, tensor in taken.items()},
-        {name: tensor.dtype for name, tensor in taken.items()}, indices, options, backends.kernel(op.name, chosen),
+        {name: tensor.dtype for name, tensor in taken.items()}, indices, options, workspace,
     )  # fmt: skip
+
+
+def make_workspace(
+    backend: str,
+    indices: Sequence[Tensor],
+    q_shape: Sequence[int],
+    pages_shape: Sequence[int],
+    q_dtype: torch.dtype,
+    kv_dtype: torch.dtype,
+    window: int,
+) -> Tensor:
+    """The workspace of every run on these indices (page_table, kv_len, cu_t, parents) with this window; values unchecked."""
+    return backends.kernel("tree_attention_plan", backend)(
+        *indices,
+        q_shape=list(q_shape),
+        pages_shape=list(pages_shape),
+        q_dtype=q_dtype,
+        kv_dtype=kv_dtype,
+        window=window,
+    )
+
+
+def attend(
+    backend: str, workspace: Tensor | None, *args: Tensor | None, **options: Any
+) -> tuple[Tensor, Tensor]:
+    """tree_attention unchecked, in a plan's workspace if there is one."""
+    if workspace is None:
+        return backends.kernel("tree_attention", backend)(*args, **options)
+    return backends.kernel("tree_attention_run", backend)(*args, workspace, **options)
+
+
+def _fake_run(q: Tensor, *args: Any, **options: Any) -> tuple[Tensor, Tensor]:
+    return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
+
+
+def _fake_plan(page_table: Tensor, *args: Any, **options: Any) -> Tensor:
+    size = torch.library.get_ctx().new_dynamic_size()
+    return page_table.new_empty(size, dtype=torch.uint8)
+
+
+for _name, _fake in (("tree_attention_plan", _fake_plan), ("tree_attention_run", _fake_run)):
+    LIBRARY.define(SCHEMAS[_name])
+    torch.library.register_fake(f"pyspec::{_name}", _fake, lib=LIBRARY)

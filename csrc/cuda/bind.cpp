@@ -21,9 +21,9 @@
 #include "bind/silu_mul.h"
 #include "bind/softcap.h"
 #include "bind/verify_tree.h"
-#include "cuda/bind_tree_attention.h"
 #include "bind/w4a16_linear.h"
 #include "bind/w8a8_linear.h"
+#include "cuda/bind_tree_attention.h"
 
 #if defined(PYSPEC_EMULATED)
 #include "emulated_binding.h"
@@ -77,9 +77,14 @@ PYSPEC_CUDA_KERNEL(sample, SampleParams)
 PYSPEC_CUDA_KERNEL(silu_mul, SiluMulParams)
 PYSPEC_CUDA_KERNEL(softcap, SoftcapParams)
 PYSPEC_CUDA_KERNEL(tree_attention, TreeAttentionCudaParams)
+PYSPEC_CUDA_KERNEL(tree_attention_plan, TreeAttentionCudaParams)
+PYSPEC_CUDA_KERNEL(tree_attention_run, TreeAttentionCudaParams)
 PYSPEC_CUDA_KERNEL(verify_tree, VerifyTreeParams)
 PYSPEC_CUDA_KERNEL(w4a16_linear, W4A16LinearParams)
 PYSPEC_CUDA_KERNEL(w8a8_linear, W8A8LinearParams)
+
+using CudaTreeAttention = TreeAttention<launch_tree_attention, launch_tree_attention_plan,
+                                        launch_tree_attention_run, device_limits>;
 
 }  // namespace
 
@@ -101,7 +106,9 @@ PYSPEC_CUDA_LIBRARY(m) {
   m.impl("sample", sample<launch_sample, Place::kGpu>);
   m.impl("silu_mul", silu_mul<launch_silu_mul>);
   m.impl("softcap", softcap<launch_softcap>);
-  m.impl("tree_attention", tree_attention<launch_tree_attention, device_limits>);
+  m.impl("tree_attention", CudaTreeAttention::op);
+  m.impl("tree_attention_plan", CudaTreeAttention::plan);  // schemas: pyspec/plans.py
+  m.impl("tree_attention_run", CudaTreeAttention::run);
   m.impl("verify_tree", verify_tree<launch_verify_tree, Place::kGpu>);
   m.impl("w4a16_linear", w4a16_linear<launch_w4a16_linear, Place::kGpu>);
   m.impl("w8a8_linear", w8a8_linear<launch_w8a8_linear, Place::kGpu>);

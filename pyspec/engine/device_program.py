@@ -47,13 +47,33 @@ def _within(part: Ref, whole: Ref) -> bool:
     return part.buffer == whole.buffer and whole.start <= part.start and end <= whole.start + whole.size
 
 
+INDICES = ("page_table", "kv_len", "cu_t", "parents")  # of tree_attention
+
+
 @dataclass(frozen=True)
 class Run:
-    """One run of the program: how ops are called, the step's arrays on the device (see StepBatch), and results so far."""
+    """One run of the program: how ops are called, the step's arrays on the device (see StepBatch), and results so far.
+
+    plan(q, k_pages, indices, window) makes what the attention of all layers with one window shares; None if nothing does.
+    """
 
     call: Call
     inputs: Mapping[str, Tensor]
+    plan: Callable[..., Tensor] | None
     registers: Registers = field(default_factory=Registers)
+    workspaces: dict[int, Tensor] = field(default_factory=dict)  # by window
+
+    def attend(self, q: Tensor, pages: tuple[Tensor, Tensor], **options: Any) -> Tensor:
+        indices = [self.inputs[name] for name in INDICES]
+        if self.plan is None:
+            out, _ = self.call("tree_attention", q, *pages, *indices, **options)
+            return out
+        window = options["window"]
+        if window not in self.workspaces:
+            self.workspaces[window] = self.plan(q, pages[0], indices, window)
+        workspace = self.workspaces[window]
+        out, _ = self.call("tree_attention_run", q, *pages, *indices, None, None, None, workspace, **options)
+        return out
 
 
 RunStep = Callable[[Run], None]
@@ -82,9 +102,11 @@ class DeviceProgram:
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self._held.values())
 
-    def run(self, call: Call, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Logits [R, V] of the nodes in `inputs`; their KV is written to the cache."""
-        run = Run(call, inputs)
+    def run(
+        self, call: Call, inputs: Mapping[str, Tensor], plan: Callable[..., Tensor] | None = None
+    ) -> Tensor:
+        """Logits [R, V] of the nodes in `inputs`; their KV is written to the cache. `plan`: see Run."""
+        run = Run(call, inputs, plan)
         for step in self._steps:
             step(run)
         return run.registers.read(self._logits)
@@ -188,12 +210,10 @@ class DeviceProgram:
     def _tree_attention(self, step: Step) -> RunStep:
         options = dict(step.attrs)
         heads, pages = options.pop("heads"), self._cache.layer(options.pop("layer"))
-        names = ("page_table", "kv_len", "cu_t", "parents")
 
         def run_step(run: Run) -> None:
             q = run.registers.heads(step.inputs[0], heads)
-            out, _ = run.call("tree_attention", q, *pages, *(run.inputs[name] for name in names), **options)
-            run.registers.write(step.output, out.flatten(1))
+            run.registers.write(step.output, run.attend(q, pages, **options).flatten(1))
 
         return run_step
 

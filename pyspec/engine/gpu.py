@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyspec import backends
+from pyspec import backends, plans
 from pyspec.contract import OPS
 from pyspec.engine.batch import StepBatch
 from pyspec.engine.device_program import Call, DeviceProgram
@@ -81,9 +81,16 @@ class GpuExecutor:
             self._kernels[op] = backends.kernel(op, self._backend)
         return self._kernels[op](*backends.complete(op, args), **kwargs)
 
+    def _plan(self, q: Tensor, pages: Tensor, indices: list[Tensor], window: int) -> Tensor:
+        """What attention decides once a step, for all layers with this window."""
+        return plans.make_workspace(
+            self._backend, indices, q.shape, pages.shape, q.dtype, pages.dtype, window
+        )
+
     def _model(self) -> None:
         """Logits go to a buffer of their own: of a graph's memory only results outlive it, and these are large."""
-        self._logits[: self._padded.R].copy_(self._program.run(self._call, self._padded.inputs()))
+        plan = self._plan if self._backend in plans.WITH_WORKSPACE else None
+        self._logits[: self._padded.R].copy_(self._program.run(self._call, self._padded.inputs(), plan))
 
     def _walk(self, call: Call, num_logprobs: int) -> tuple[Tensor, ...]:
         """Walk every tree and move the KV of accepted nodes in every layer; a path of 0, 1, 2 ... moves onto itself."""

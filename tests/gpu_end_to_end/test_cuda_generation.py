@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import generation
 import pytest
@@ -40,6 +41,25 @@ def test_tokens_are_the_cpu_s(model: str, speculation: str, sampling: str, model
 
 def test_norms_of_heads_and_other_flags(models: dict[str, Path]) -> None:
     generation.check(models["qwen3"], "cuda-emulated", "greedy", "random")
+
+
+def test_attention_is_planned_once_for_all_layers(
+    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+
+    def call(op: str, *args: Any, **kwargs: Any) -> Any:
+        ran.append(op)
+        return emulator.call(op, *args, **kwargs)
+
+    backends.register_emulator("cuda-emulated", call, emulator.missing)
+    generation.generate(models["llama"], "cuda-emulated", generation.SAMPLING["greedy"], speculation="off")
+    assert (
+        ran.count("tree_attention_run")
+        == generation.SIZES["num_hidden_layers"] * ran.count("tree_attention_plan")
+        > 0
+    )
+    assert "tree_attention" not in ran
 
 
 @pytest.mark.parametrize(("order", "copies"), [("reverse", "late"), ("random_warps", "random")])

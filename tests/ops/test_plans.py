@@ -96,15 +96,20 @@ def test_a_backend_that_cannot_run_it_is_refused_with_reasons() -> None:
         plan(CASES["mixed"], backend="cuda")
 
 
-def test_an_emulated_backend_runs_unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_runs_share_a_workspace_and_check_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
     def call(op: str, *args: Any, **kwargs: Any) -> Any:
         calls.append(op)
-        return OPS[op].reference(*args, **kwargs)
+        if op == "tree_attention_plan":
+            return torch.zeros(3, dtype=torch.uint8)
+        assert args[-1] is made.workspace
+        return OPS["tree_attention"].reference(*args[:-1], **kwargs)
 
     monkeypatch.setattr(backends, "_emulators", {})
     backends.register_emulator("cuda-emulated", call)
     case = CASES["float8"]
-    plan(case, backend="cuda-emulated").run(*inputs(case))
-    assert calls == ["tree_attention"]
+    made = plan(case, backend="cuda-emulated")
+    for _ in range(2):
+        made.run(*inputs(case))
+    assert calls == ["tree_attention_plan", "tree_attention_run", "tree_attention_run"]
