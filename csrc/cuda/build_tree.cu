@@ -11,7 +11,7 @@
 //   24          the noise of one position later
 #include <algorithm>
 
-#include "cuda/pipeline.cuh"
+#include "cuda/logits.cuh"
 #include "cuda/requests.cuh"
 #include "pyspec/build_tree.h"
 

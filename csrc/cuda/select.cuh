@@ -136,6 +136,18 @@ class Ahead {
   float4 next_;
 };
 
+// The sum of the lanes held by the first warp, lane i + lane i + half, to every thread.
+__device__ inline double fold_lanes(double sum, Scratch& s) {
+  const int t = int(threadIdx.x);
+  if (t < kLanes) {
+    for (int step = kLanes / 2; step > 0; step /= 2)
+      sum += __shfl_down_sync(kAllLanes, sum, PYSPEC_PLANTED(5) ? kLanes / 2 / step : step);
+    if (t == 0) s.total = sum;
+  }
+  __syncthreads();
+  return s.total;
+}
+
 // The sum of the weights of all tokens in the order of pipeline.lane_sum: a lane is one chain of additions
 // over the ids of one remainder modulo 32, which a thread of the first warp walks while the other warps
 // compute the next chunk's weights. weigh(i, z, w) sets the weights of tokens i .. i + 3 whose logits are z.
@@ -158,13 +170,7 @@ __device__ inline double lane_sum(const Row& row, Scratch& s, Weigh&& weigh) {
       for (int r = 0; r < kThreads; r += kLanes / 4) sum += lane[r];
     }
   }
-  if (t < kLanes) {
-    for (int step = kLanes / 2; step > 0; step /= 2)
-      sum += __shfl_down_sync(kAllLanes, sum, PYSPEC_PLANTED(5) ? kLanes / 2 / step : step);
-    if (t == 0) s.total = sum;
-  }
-  __syncthreads();
-  return s.total;
+  return fold_lanes(sum, s);
 }
 
 }  // namespace pyspec::cuda
