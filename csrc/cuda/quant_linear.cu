@@ -1,177 +1,199 @@
 // SPDX-License-Identifier: Apache-2.0
 // CUDA quant_linear of GGUF rows, sm_80 and newer, with the activations of quantize_activations. A group of
-// 32 k is one int8 MMA from zero, exact; groups are folded with FMAs in order, each output by one thread: the
-// order of the specification, and the same bits as the CPU's kernel.
+// 32 k is one int8 MMA from zero, exact (quant_ring.cuh); groups are folded with FMAs in order, each output
+// by one thread: the order of the specification, and the same bits as the CPU's kernel, whoever computed the
+// dots.
 //
-// A block is one warp, 16 or 32 channels and up to 64 rows, so that M <= 64 reads every weight once. 256 k of
-// a channel at a time (one K-quant block, or eight of the others: 144 to 272 bytes) come through a ring in
-// shared memory: copies of 16 bytes from the aligned address before, since rows and blocks are aligned to 2
-// bytes only. The pitch of a channel is an odd number of 16 bytes, so that the 8 channels of a load meet
-// different banks.
+// Many rows: a block is one warp, 32 channels and up to 64 rows, so that M <= 64 reads every weight once;
+// sums stay in the registers where the MMA left the dots. Up to 8 rows: so few warps would wait for
+// themselves, and order forbids to split K. Four warps take the 8 groups of a stage of 16 channels in turns,
+// and pass dots and scales through shared memory to the 128 threads, of which each folds one output.
 //
-// Planted bugs (PYSPEC_BUG), besides those of gguf.cuh: 1 no wait for copies, 2 no __syncwarp after the wait,
-// 3 a slot is refilled while it is read, 4 minima dropped, 5 rows beyond M are read, 6 scales of K-quants
-// unrounded, 7 a stage reads beyond the weight's end, 8 the halves of q6_k share a scale.
-#include <algorithm>
-
-#include "cuda/gguf.cuh"
+// Planted bugs (PYSPEC_BUG), besides those of gguf.cuh and quant_ring.cuh: 4 minima dropped, 5 rows beyond M
+// are read, 9 no barrier before dots are folded, 10 the last group of a stage is folded first.
+#include "cuda/quant_ring.cuh"
 #include "pyspec/quant_linear.h"
 
 namespace pyspec {
 namespace {
 
-constexpr int kWarp = 32, kMmaChannels = 16, kMmaRows = 8, kStageK = 256, kGroups = kStageK / 32,
-              kGranule = 16;
+constexpr int kWarp = 32, kMmaChannels = 16, kMmaRows = 8, kManyTiles = 2, kManyRowTiles = 8, kFewWarps = 4;
+constexpr int kFewThreads = kFewWarps * kWarp;
+using cuda::GroupScale;
+using cuda::kInfo;
+using cuda::kScalesOfGroup;
+using cuda::kStageGroups;
 
+// The activations' scale of a row and group, and its product with the sum of their integers.
 template <QuantFormat kFormat>
-constexpr QuantFormatInfo kInfo = info(kFormat);
-
-// Sizes of a format in the ring.
-template <QuantFormat kFormat>
-struct Ring {
-  static constexpr int kBytes = kStageK / kInfo<kFormat>.block_k * kInfo<kFormat>.block_bytes;  // of a stage
-  static constexpr int kGranules =
-      (kBytes + kGranule - 2 + kGranule - 1) / kGranule;  // begins up to 14 bytes in
-  static constexpr int kPitch = (kGranules | 1) * kGranule;
-  static constexpr int kStages = 4;
-};
-
-// One warp's copies of one stage of kChannels channels from n0 on.
-template <QuantFormat kFormat, int kChannels>
-__device__ inline void load_stage(const QuantRowsParams& p, int64_t row_bytes, int64_t n0, int64_t stage,
-                                  uint8_t* slot) {
-  using R = Ring<kFormat>;
-  const uint8_t* end = p.weight + p.N * row_bytes;
-  const int64_t first = stage * R::kBytes, bytes = min(int64_t(R::kBytes), row_bytes - first);
-  for (int i = threadIdx.x; i < kChannels * R::kGranules; i += kWarp) {
-    const int c = i / R::kGranules, q = i % R::kGranules;
-    if (n0 + c >= p.N) break;
-    const uint8_t* from = p.weight + (n0 + c) * row_bytes + first;
-    const uint8_t* granule = from - reinterpret_cast<uintptr_t>(from) % kGranule + q * kGranule;
-    uint8_t* to = slot + c * R::kPitch + q * kGranule;
-    if (granule >= from + bytes) continue;
-    if (granule >= p.weight && (granule + kGranule <= end || PYSPEC_PLANTED(7))) {
-      cuda::cp_async_16(to, granule);
-    } else {  // the first or last bytes of a weight that is not aligned to 16
-      for (int b = 0; b < kGranule; ++b)
-        if (granule + b >= p.weight && granule + b < end) to[b] = granule[b];
-    }
-  }
+__device__ inline float2 x_scale_of(const QuantRowsParams& p, int64_t m, int group) {
+  const int64_t i = m * (p.K / 32) + group;
+  const float scale = __ldg(p.x_scale + i);
+  if (!kInfo<kFormat>.has_min) return {scale, 0.0f};
+  const int2 halves = __ldg(reinterpret_cast<const int2*>(p.x_sums) + i);
+  return {scale, scale * float(halves.x + halves.y)};
 }
 
-template <QuantFormat kFormat, int kChannelTiles, int kRowTiles>
-__global__ void __launch_bounds__(kWarp) multiply(const QuantRowsParams p) {
-  using R = Ring<kFormat>;
-  constexpr int kChannels = kMmaChannels * kChannelTiles, kRows = kMmaRows * kRowTiles;
-  constexpr bool kKQuant = kInfo<kFormat>.block_k == kStageK;
+// One group, and what it has of `dot, d` a half and `minimum`, in the order of the specification.
+template <QuantFormat kFormat>
+__device__ inline float folded(float sum, int dot, float d, float2 x) {
+  return fmaf(float(dot), d * x.x, sum);
+}
+template <QuantFormat kFormat>
+__device__ inline float folded_minimum(float sum, float minimum, float2 x) {
+  return kInfo<kFormat>.has_min && !PYSPEC_PLANTED(4) ? fmaf(x.y, minimum, sum) : sum;
+}
+
+__device__ inline void store(const QuantRowsParams& p, int64_t m, int64_t n, float sum) {
+  p.out[m * p.N + n] = p.bias ? sum + p.bias[n] : sum;
+}
+
+template <QuantFormat kFormat>
+__global__ void __launch_bounds__(kWarp) multiply_many_rows(const QuantRowsParams p) {
+  constexpr int kChannels = kManyTiles * kMmaChannels, kRows = kManyRowTiles * kMmaRows;
+  constexpr int kHalves = kScalesOfGroup<kFormat>;
   PYSPEC_DYNAMIC_SHARED(smem);
   const int lane = threadIdx.x, g = lane / 4, t = lane % 4;
   const int64_t n_tiles = (p.N + kChannels - 1) / kChannels;
   const int64_t n0 = blockIdx.x % n_tiles * kChannels, m0 = blockIdx.x / n_tiles * kRows;
-  const int rows = int(min(p.M - m0, int64_t(kRows))), groups = int(p.K / 32);
-  const int stages = (groups + kGroups - 1) / kGroups;
-  const int64_t row_bytes = p.K / kInfo<kFormat>.block_k * kInfo<kFormat>.block_bytes;
-  const auto slot_of = [&](int stage) { return smem + stage % R::kStages * (kChannels * R::kPitch); };
-  const auto fill = [&](int stage) {
-    if (stage < stages) load_stage<kFormat, kChannels>(p, row_bytes, n0, stage, slot_of(stage));
-    cuda::cp_async_commit();
-  };
-  // Row `g` of a row tile for the products, rows 2 t and 2 t + 1 for the folds; beyond M the last row again.
-  const auto row = [&](int r, int i) { return PYSPEC_PLANTED(5) ? r * 8 + i : min(r * 8 + i, rows - 1); };
-
-  float sums[kChannelTiles][kRowTiles][4] = {};
-  for (int i = 0; i < R::kStages - 1; ++i) fill(i);
-  for (int stage = 0; stage < stages; ++stage) {
-    if (!PYSPEC_PLANTED(1)) cuda::cp_async_wait<R::kStages - 2>();
-    if (PYSPEC_PLANTED(3)) fill(stage + R::kStages - 1);
-    if (!PYSPEC_PLANTED(2)) __syncwarp();  // the other lanes' copies are there; the last slot is read by all
-    if (!PYSPEC_PLANTED(3)) fill(stage + R::kStages - 1);
-    const uint8_t* channel[2 * kChannelTiles];  // of the thread, 8 apart: where its bytes begin in the slot
+  const int rows = int(min(p.M - m0, int64_t(kRows)));
+  // Beyond M the last row again: its results are not stored.
+  const auto row = [&](int i) { return m0 + (PYSPEC_PLANTED(5) ? i : min(i, rows - 1)); };
+  const cuda::QuantRing<kFormat, kChannels, kWarp> ring(p, smem, n0);
+  float sums[kManyTiles][kManyRowTiles][4] = {};
+  for (int stage = 0; stage < ring.stages; ++stage) {
+    ring.advance_to(stage);
+    const int count = min(kStageGroups, ring.groups - stage * kStageGroups);
+#pragma unroll 1
+    for (int j = 0; j < count; ++j) {
+      const int group = stage * kStageGroups + j;
+      uint2 values[2 * kManyTiles];
+      GroupScale scale[2 * kManyTiles][kHalves];
 #pragma unroll
-    for (int h = 0; h < 2 * kChannelTiles; ++h) {
-      const int c = min(g + 8 * h, int(min(p.N - n0, int64_t(kChannels))) - 1);
-      const uint8_t* from = p.weight + (n0 + c) * row_bytes + int64_t(stage) * R::kBytes;
-      channel[h] = slot_of(stage) + c * R::kPitch + reinterpret_cast<uintptr_t>(from) % kGranule;
-    }
-#pragma unroll(kRowTiles == 1 ? 4 : 1)
-    for (int j = 0; j < kGroups; ++j) {
-      const int64_t group = int64_t(stage) * kGroups + j;
-      if (group >= groups) break;
-      uint32_t a[kChannelTiles][4];
-      cuda::GroupScale scale[2 * kChannelTiles], upper[2 * kChannelTiles];
+      for (int h = 0; h < 2 * kManyTiles; ++h) {
+        const uint8_t* channel = ring.channel(stage, g + 8 * h);
+        values[h] = cuda::group_values<kFormat>(channel, j, t);
 #pragma unroll
-      for (int h = 0; h < 2 * kChannelTiles; ++h) {
-        const uint8_t* block = channel[h] + (kKQuant ? 0 : j * kInfo<kFormat>.block_bytes);
-        const int k = kKQuant ? 32 * j : 0;
-        a[h / 2][h % 2] = cuda::read_values<kFormat>(block, k + 4 * t);
-        a[h / 2][h % 2 + 2] = cuda::read_values<kFormat>(block, k + 16 + 4 * t);
-        scale[h] = cuda::exact_scale<kFormat>(block, kInfo<kFormat>.half_groups ? 2 * j : kKQuant ? j : 0);
-        if (kInfo<kFormat>.half_groups)
-          upper[h] = cuda::exact_scale<kFormat>(block, 2 * j + (PYSPEC_PLANTED(8) ? 0 : 1));
-        if (kKQuant && !PYSPEC_PLANTED(6)) {
-          scale[h] = {cuda::rounded_11(scale[h].d), cuda::rounded_11(scale[h].min)};
-          if (kInfo<kFormat>.half_groups) upper[h].d = cuda::rounded_11(upper[h].d);
-        }
+        for (int half = 0; half < kHalves; ++half)
+          scale[h][half] = cuda::group_scale<kFormat>(channel, j, half);
       }
 #pragma unroll
-      for (int r = 0; r < kRowTiles; ++r) {
+      for (int r = 0; r < kManyRowTiles; ++r) {
         if (kMmaRows * r >= rows) break;
-        const int8_t* x = p.x + (m0 + row(r, g)) * p.K + group * 32 + 4 * t;
-        const uint32_t b0 = __ldg(reinterpret_cast<const uint32_t*>(x));
-        const uint32_t b1 = __ldg(reinterpret_cast<const uint32_t*>(x + 16));
-        float x_scale[2], x_sum[2];
+        const int8_t* x = p.x + row(kMmaRows * r + g) * p.K + group * 32 + 4 * t;
+        float2 x_scale[2];
 #pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const int64_t i = (m0 + row(r, 2 * t + e)) * groups + group;
-          x_scale[e] = __ldg(p.x_scale + i);
-          if (kInfo<kFormat>.has_min)
-            x_sum[e] = x_scale[e] * float(__ldg(p.x_sums + 2 * i) + __ldg(p.x_sums + 2 * i + 1));
-        }
+        for (int e = 0; e < 2; ++e) x_scale[e] = x_scale_of<kFormat>(p, row(kMmaRows * r + 2 * t + e), group);
 #pragma unroll
-        for (int ct = 0; ct < kChannelTiles; ++ct) {
-          int dot[4] = {}, dot_upper[4] = {};
-          if constexpr (kInfo<kFormat>.half_groups) {
-            const uint32_t low[4] = {a[ct][0], a[ct][1], 0, 0}, high[4] = {0, 0, a[ct][2], a[ct][3]};
-            cuda::mma_s8(dot, low, b0, b1);
-            cuda::mma_s8(dot_upper, high, b0, b1);
-          } else {
-            cuda::mma_s8(dot, a[ct], b0, b1);
-          }
+        for (int ct = 0; ct < kManyTiles; ++ct) {
+          int dots[kHalves][4];
+          cuda::group_dots<kFormat>(dots, values[2 * ct], values[2 * ct + 1], x);
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
-            const int h = 2 * ct + e / 2;
             float& sum = sums[ct][r][e];
-            sum = fmaf(float(dot[e]), scale[h].d * x_scale[e % 2], sum);
-            if (kInfo<kFormat>.half_groups) sum = fmaf(float(dot_upper[e]), upper[h].d * x_scale[e % 2], sum);
-            if (kInfo<kFormat>.has_min && !PYSPEC_PLANTED(4)) sum = fmaf(x_sum[e % 2], scale[h].min, sum);
+            const auto& s = scale[2 * ct + e / 2];
+#pragma unroll
+            for (int half = 0; half < kHalves; ++half)
+              sum = folded<kFormat>(sum, dots[half][e], s[half].d, x_scale[e % 2]);
+            sum = folded_minimum<kFormat>(sum, s[0].min, x_scale[e % 2]);
           }
         }
       }
     }
   }
 #pragma unroll
-  for (int r = 0; r < kRowTiles; ++r)
+  for (int r = 0; r < kManyRowTiles; ++r)
 #pragma unroll
-    for (int ct = 0; ct < kChannelTiles; ++ct)
+    for (int ct = 0; ct < kManyTiles; ++ct)
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         const int m = r * kMmaRows + 2 * t + e % 2;
         const int64_t n = n0 + ct * kMmaChannels + g + e / 2 * 8;
-        if (m < rows && n < p.N)
-          p.out[(m0 + m) * p.N + n] = p.bias ? sums[ct][r][e] + p.bias[n] : sums[ct][r][e];
+        if (m < rows && n < p.N) store(p, m0 + m, n, sums[ct][r][e]);
       }
 }
 
-// One row tile: 16 channels, as many warps as can be. More: 32, so that x is read half as often.
+// What the warps pass to each other, of every group of a stage.
+template <QuantFormat kFormat>
+struct Exchange {
+  static constexpr int kPitch = kMmaChannels + 4;  // so that neither writes nor reads conflict
+  int dot[kStageGroups][kScalesOfGroup<kFormat>][kMmaRows][kPitch];
+  float d[kStageGroups][kScalesOfGroup<kFormat>][kMmaChannels], minimum[kStageGroups][kMmaChannels];
+};
+
+template <QuantFormat kFormat>
+__global__ void __launch_bounds__(kFewThreads) multiply_few_rows(const QuantRowsParams p) {
+  constexpr int kHalves = kScalesOfGroup<kFormat>;
+  using Ring = cuda::QuantRing<kFormat, kMmaChannels, kFewThreads>;
+  PYSPEC_DYNAMIC_SHARED(smem);
+  auto& exchange = *reinterpret_cast<Exchange<kFormat>*>(smem + Ring::kSharedBytes);
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, g = lane / 4, t = lane % 4;
+  const int64_t n0 = int64_t(blockIdx.x) * kMmaChannels;
+  const int rows = int(p.M);
+  const auto row = [&](int i) { return int64_t(PYSPEC_PLANTED(5) ? i : min(i, rows - 1)); };
+  // The output that this thread folds: rows 4 apart in a warp meet different banks.
+  const int fold_c = lane % kMmaChannels, fold_m = warp + kFewWarps * (lane / kMmaChannels);
+  const Ring ring(p, smem, n0);
+  float sum = 0.0f;
+  for (int stage = 0; stage < ring.stages; ++stage) {
+    ring.advance_to(stage);  // and the last stage's exchange has been read by all
+    const int first = stage * kStageGroups, count = min(kStageGroups, ring.groups - first);
+    float2 x_scale[kStageGroups];  // early: they come from L2
+#pragma unroll
+    for (int j = 0; j < kStageGroups; ++j)
+      if (j < count) x_scale[j] = x_scale_of<kFormat>(p, row(fold_m), first + j);
+#pragma unroll
+    for (int i = 0; i < kStageGroups / kFewWarps; ++i) {
+      const int j = warp + i * kFewWarps;
+      if (j >= count) break;
+      const uint8_t *low = ring.channel(stage, g), *high = ring.channel(stage, g + 8);
+      int dots[kHalves][4];
+      cuda::group_dots<kFormat>(dots, cuda::group_values<kFormat>(low, j, t),
+                                cuda::group_values<kFormat>(high, j, t),
+                                p.x + row(g) * p.K + (first + j) * 32 + 4 * t);
+#pragma unroll
+      for (int half = 0; half < kHalves; ++half)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) exchange.dot[j][half][2 * t + e % 2][g + e / 2 * 8] = dots[half][e];
+      if (t < 2) {  // two lanes of a quad have a channel each
+        const int c = g + 8 * t;
+#pragma unroll
+        for (int half = 0; half < kHalves; ++half) {
+          const GroupScale scale = cuda::group_scale<kFormat>(t == 0 ? low : high, j, half);
+          exchange.d[j][half][c] = scale.d;
+          if (kInfo<kFormat>.has_min) exchange.minimum[j][c] = scale.min;
+        }
+      }
+    }
+    if (!PYSPEC_PLANTED(9)) __syncthreads();
+#pragma unroll
+    for (int i = 0; i < kStageGroups; ++i) {
+      if (i >= count) break;
+      const int j = PYSPEC_PLANTED(10) ? (i + count - 1) % count : i;
+#pragma unroll
+      for (int half = 0; half < kHalves; ++half)
+        sum = folded<kFormat>(sum, exchange.dot[j][half][fold_m][fold_c], exchange.d[j][half][fold_c],
+                              x_scale[j]);
+      if (kInfo<kFormat>.has_min) sum = folded_minimum<kFormat>(sum, exchange.minimum[j][fold_c], x_scale[j]);
+    }
+  }
+  if (fold_m < rows && n0 + fold_c < p.N) store(p, fold_m, n0 + fold_c, sum);
+}
+
+// Shared memory limits occupancy: 22 to 39 KB a warp of many rows, 17 to 30 KB four warps of few.
 template <QuantFormat kFormat>
 void run(const QuantRowsParams& p, void* stream) {
-  const int channel_tiles = p.M <= kMmaRows ? 1 : 2, channels = channel_tiles * kMmaChannels;
-  const int rows = p.M <= kMmaRows ? kMmaRows : 8 * kMmaRows;
-  const int smem =
-      Ring<kFormat>::kStages * channels * Ring<kFormat>::kPitch;  // 11 to 39 KB: limits occupancy
-  const unsigned blocks = unsigned((p.N + channels - 1) / channels * ((p.M + rows - 1) / rows));
-  const auto kernel = channel_tiles == 1 ? multiply<kFormat, 1, 1> : multiply<kFormat, 2, 8>;
-  PYSPEC_LAUNCH(kernel, blocks, kWarp, smem, stream, p);
+  if (p.M <= kMmaRows) {
+    const int smem =
+        cuda::QuantRing<kFormat, kMmaChannels, kFewThreads>::kSharedBytes + sizeof(Exchange<kFormat>);
+    PYSPEC_LAUNCH(multiply_few_rows<kFormat>, unsigned((p.N + kMmaChannels - 1) / kMmaChannels), kFewThreads,
+                  smem, stream, p);
+  } else {
+    constexpr int kChannels = kManyTiles * kMmaChannels, kRows = kManyRowTiles * kMmaRows;
+    const unsigned blocks = unsigned((p.N + kChannels - 1) / kChannels * ((p.M + kRows - 1) / kRows));
+    constexpr int kSmem = cuda::QuantRing<kFormat, kChannels, kWarp>::kSharedBytes;
+    PYSPEC_LAUNCH(multiply_many_rows<kFormat>, blocks, kWarp, kSmem, stream, p);
+  }
 }
 
 }  // namespace
