@@ -53,15 +53,16 @@ def check_all() -> int:
     for op in sorted(OPS):
         cases = OPS[op].cases
         for case in cases() if cases else ():
-            for backend in backends_of(op, on_gpu(case)):
+            for backend in backends_of(op, moved(case, "cuda")):
                 check(op, case, backend)
                 compared += 1
     return compared
 
 
-def on_gpu(case: Case) -> Case:
-    """The case with its tensors on the GPU."""
-    return Case(case.name, tuple(a.cuda() if isinstance(a, Tensor) else a for a in case.args), case.kwargs)
+def moved(case: Case, device: str) -> Case:
+    """The case with copies of its tensors on a device."""
+    args = (a.to(device, copy=True) if isinstance(a, Tensor) else a for a in case.args)
+    return Case(case.name, tuple(args), case.kwargs)
 
 
 def backends_of(op: str, case: Case) -> list[str]:
@@ -70,13 +71,12 @@ def backends_of(op: str, case: Case) -> list[str]:
     return [option.backend for option in options if option.backend in BACKENDS and not option.reason]
 
 
-def check(op: str, case: Case, backend: str) -> None:
+def check(op: str, case: Case, backend: str, device: str = "cuda") -> None:
     """Results and tensors written in place against the specification on the host; GateError names what differs."""
-    host = Case(case.name, tuple(a.clone() if isinstance(a, Tensor) else a for a in case.args), case.kwargs)
-    device = on_gpu(case)
+    host, there = moved(case, "cpu"), moved(case, device)
     want = _results(op, host, OPS[op].reference(*backends.complete(op, host.args), **host.kwargs))
     got = _results(
-        op, device, backends.kernel(op, backend)(*backends.complete(op, device.args), **device.kwargs)
+        op, there, backends.kernel(op, backend)(*backends.complete(op, there.args), **there.kwargs)
     )
     for i, (a, b) in enumerate(zip(got, want, strict=True)):
         if reason := difference(a.cpu(), b):
@@ -172,10 +172,10 @@ def check_capture(op: str, case: Case, backend: str, call: Any) -> None:
         )
 
 
-def timed_cases(quick: bool) -> Iterator[tuple[str, Case]]:
+def timed_cases(quick: bool, device: str = "cuda") -> Iterator[tuple[str, Case]]:
     """Sizes of an 8B model: decode, a tree and a prefill chunk; attention over short and long contexts."""
-    g = torch.Generator("cuda").manual_seed(0)
-    normal = lambda *shape: torch.randn(*shape, device="cuda", generator=g)
+    g = torch.Generator(device).manual_seed(0)
+    normal = lambda *shape: torch.randn(*shape, device=device, generator=g)
     n, k = 4096, 4096
     for m in (1, 16) if quick else (1, 4, 16, 64, 512):
         x = normal(m, k)
@@ -185,17 +185,17 @@ def timed_cases(quick: bool) -> Iterator[tuple[str, Case]]:
         for format in ("q4_0", "q8_0") if quick else FORMATS:
             block = FORMATS[format]
             # Bytes at random would be scales at random, NaN among them; zeros take the same time.
-            row = torch.zeros(n, k // block.block_k * block.block_bytes, dtype=torch.uint8, device="cuda")
+            row = torch.zeros(n, k // block.block_k * block.block_bytes, dtype=torch.uint8, device=device)
             yield "quant_linear", Case(f"{format}-M{m}-N{n}-K{k}", (x, row, None), {"format": format})
-        nibbles = torch.randint(0, 256, (n, k // 2), device="cuda", generator=g, dtype=torch.uint8)
+        nibbles = torch.randint(0, 256, (n, k // 2), device=device, generator=g, dtype=torch.uint8)
         scales = normal(n, k // 128).half()
         yield (
             "w4a16_linear",
             Case(f"g128-M{m}-N{n}-K{k}", (x.bfloat16(), nibbles, scales), {"group_size": 128}),
         )
-        bytes_ = torch.randint(-127, 128, (m + n, k), device="cuda", generator=g, dtype=torch.int8)
+        bytes_ = torch.randint(-127, 128, (m + n, k), device=device, generator=g, dtype=torch.int8)
         w8a8 = (bytes_[:m], bytes_[m:], normal(m).abs(), normal(n).abs())
-        yield "w8a8_linear", Case(f"M{m}-N{n}-K{k}", w8a8)
+        yield "w8a8_linear", Case(f"M{m}-N{n}-K{k}", w8a8, {"out_dtype": torch.float32})
         fp8 = (x.bfloat16(), normal(n, k).to(torch.float8_e4m3fn), normal(n, 1).abs())
         yield "fp8_linear", Case(f"channel-M{m}-N{n}-K{k}", fp8, {"granularity": "channel"})
     chain, star = (
@@ -219,15 +219,15 @@ def timed_cases(quick: bool) -> Iterator[tuple[str, Case]]:
                 "bf16",
                 [(context, parents)] * batch,
             )
-            yield "tree_attention", on_gpu(case)
+            yield "tree_attention", moved(case, device)
     yield (
         "tree_attention",
-        on_gpu(make_case("prefill-L0-n512-B1", 32, 8, 128, 16, "bf16", "bf16", [(0, chain(512))])),
+        moved(make_case("prefill-L0-n512-B1", 32, 8, 128, 16, "bf16", "bf16", [(0, chain(512))]), device),
     )
     rows_, vocab = 16, 128256
-    law = [torch.full((rows_,), value, device="cuda") for value in (0.8, 50, 0.95, 0.0, 1, 0)]
+    law = [torch.full((rows_,), value, device=device) for value in (0.8, 50, 0.95, 0.0, 1, 0)]
     types = (torch.float32, torch.int32, torch.float32, torch.float32, torch.int64, torch.int32)
-    positions = torch.arange(rows_, device="cuda", dtype=torch.int32)
+    positions = torch.arange(rows_, device=device, dtype=torch.int32)
     args = (
         normal(rows_, vocab),
         positions,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ import torch
 from bench import bench_gpu, gpu_peers, gpu_plot
 from bench.bench_gpu import difference, timing_rows
 from bench.gpu_device import GpuPeaks
-from bench.harness import Timing, append_csv, make_row
+from bench.harness import GateError, Timing, append_csv, make_row
+from pyspec import backends
 from pyspec.contract import OPS, Cost
 from pyspec.spec.tree_attention import make_case
 
@@ -111,3 +113,52 @@ def test_the_plot_takes_the_last_run(tmp_path: Path) -> None:
     append_csv(path, [row("time", 2.0), row("peer", 4.0, peer="torch", ratio=0.5), row("p20", 1.0)], 1)
     assert gpu_plot.bars(path) == {"linear M1": {"cuda": 2.0, "torch": 4.0}}
     assert gpu_plot.main([]) == 2
+
+
+@pytest.fixture
+def wrong(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Ops in this set give other results on the backend `cuda-emulated`, which otherwise is the specification."""
+    ops: set[str] = set()
+
+    def call(op: str, *args: Any, **kwargs: Any) -> Any:
+        result = OPS[op].reference(*args, **kwargs)
+        if op in ops:
+            written = [arg for term, arg in zip(OPS[op].inputs, args, strict=True) if term.mutated]
+            first = result if isinstance(result, torch.Tensor) else (result or written)[0]
+            first.view(-1)[:1].add_(1)
+        return result
+
+    monkeypatch.setattr(backends, "_emulators", {})
+    backends.register_emulator("cuda-emulated", call)
+    return ops
+
+
+@pytest.mark.parametrize("op", sorted(OPS))
+def test_the_gate_passes_the_specification_and_no_other(op: str, wrong: set[str]) -> None:
+    case = next(case for case in OPS[op].cases() if case.args[0].numel() and not case.kwargs.get("sinks"))  # type: ignore[misc]
+    bench_gpu.check(op, case, "cuda-emulated", "cpu")
+    wrong.add(op)
+    with pytest.raises(
+        GateError, match=f"gpu: {op} .* on cuda-emulated: result 0 must be the specification's"
+    ):
+        bench_gpu.check(op, case, "cuda-emulated", "cpu")
+
+
+def test_timed_cases_keep_their_contracts() -> None:
+    ops = set()
+    for op, case in bench_gpu.timed_cases(True, "cpu"):
+        args = backends.complete(op, case.args)
+        sizes = OPS[op].bind(args)
+        if OPS[op].check is not None and op != "sample":
+            OPS[op].check(sizes, *args, **case.kwargs)
+        assert OPS[op].cost(sizes, *args, **case.kwargs).bytes > 0  # type: ignore[misc]
+        ops.add(op)
+    assert {
+        "linear",
+        "quant_linear",
+        "w4a16_linear",
+        "fp8_linear",
+        "tree_attention",
+        "sample",
+        "rms_norm",
+    } <= ops
