@@ -86,6 +86,19 @@ def test_fault_is_found_at_its_line(kernel: str) -> None:
         assert places & lines(FAULTS, kernel), str(error.value)
 
 
+def test_finding_says_who_did_what_where() -> None:
+    """A race names both lines."""
+    with pytest.raises(emulator.EmulatorError) as error:
+        run_faults("between_warps", 1, checked=True)
+    (read,) = lines(FAULTS, "between_warps")
+    file, number = read.split(":")
+    (race,) = (finding for finding in error.value.findings if finding.kind == "race")
+    assert str(race) == (
+        f"race: {read}: thread (32, 0, 0) of block (0, 0, 0) reads byte 0 of shared memory; no barrier, fence or atomic "
+        f"orders this behind the write by thread 0 at {file}:{int(number) - 2} [between_warps]"
+    )
+
+
 @pytest.mark.parametrize("kernel", sorted(WITHOUT_SHADOW))
 def test_fault_is_found_without_the_checker(kernel: str) -> None:
     with pytest.raises(emulator.EmulatorError) as error:

@@ -18,25 +18,21 @@ namespace {
 
 struct Finding {
   const char* kind;
-  Place place;
+  Place place, other;
   std::string text, kernel;
 };
 std::vector<Finding> findings;
-uint64_t reports = 0;
 std::string kernel_name;
 std::mutex mutex;
 
 }  // namespace
 
-void report(const char* kind, Place place, const std::string& text) {
+void report(const char* kind, Place place, const std::string& text, Place other) {
   const std::lock_guard lock(mutex);
-  ++reports;
   for (const Finding& known : findings)
     if (known.kind == std::string_view(kind) && known.place == place) return;
-  findings.push_back({kind, place, text, kernel_name});
+  findings.push_back({kind, place, other, text, kernel_name});
 }
-
-uint64_t number_of_reports() { return reports; }
 
 std::string format(const char* pattern, ...) {
   char text[512];
@@ -77,14 +73,17 @@ void emulator_configure(int order, int copies, uint64_t seed, int os_threads, in
 
 int emulator_findings() { return int(emulator::findings.size()); }
 
-// Of finding i: kind, text, kernel, and its file and line, or a null file and a program counter.
+// Of finding i: kind, text, kernel, and twice file and line, or a null file and a program counter: its place
+// and that of the access it collides with, 0 if there is none.
 void emulator_finding(int i, const char** texts, uint64_t* at) {
   const emulator::Finding& finding = emulator::findings[size_t(i)];
   texts[0] = finding.kind;
   texts[1] = finding.text.c_str();
   texts[2] = finding.kernel.c_str();
   texts[3] = finding.place.file;
-  *at = finding.place.at;
+  texts[4] = finding.other.file;
+  at[0] = finding.place.at;
+  at[1] = finding.other.at;
 }
 
 void emulator_clear_findings() { emulator::findings.clear(); }

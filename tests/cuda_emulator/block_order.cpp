@@ -118,7 +118,7 @@ void synchronise_blocks(Block& block, Fiber& fiber, const void* address) {
     release.before[w] = std::max(release.before[w], std::min(known, fenced_before[w]));
     releases |= release.before[w] > 0;
   }
-  const Stamp me = {launch_number, block.index, warp.clock, uint16_t(fiber.thread)};
+  const Stamp me = {launch_number, block.index, warp.clock, uint16_t(fiber.thread), 0};
   if (const auto it = released.find(address); it != released.end())
     for (const auto& [other, from] : it->second) {
       if (other == block.index) continue;

@@ -6,10 +6,10 @@
 
 namespace emulator {
 
+// Who accessed something, when, and where (an index that shadow.cpp gives).
 struct Stamp {
   uint32_t launch, block, clock;
-  uint16_t thread;
-  bool operator==(const Stamp&) const = default;
+  uint16_t thread, place;
 };
 
 uint32_t current_launch();

@@ -176,10 +176,11 @@ def findings() -> list[Finding]:
     machine = _machine()
     found = []
     for i in range(machine.emulator_findings()):
-        texts, at = (ctypes.c_char_p * 4)(), ctypes.c_uint64()
-        machine.emulator_finding(i, texts, ctypes.byref(at))
-        kind, text, kernel, file = (value.decode() if value else "" for value in texts)
-        found.append(Finding(kind, places.name_of(file, at.value), text, kernel))
+        texts, at = (ctypes.c_char_p * 5)(), (ctypes.c_uint64 * 2)()
+        machine.emulator_finding(i, texts, at)
+        kind, text, kernel, file, other_file = (value.decode() if value else "" for value in texts)
+        other = f" at {places.name_of(other_file, at[1])}" if at[1] else ""
+        found.append(Finding(kind, places.name_of(file, at[0]), text + other, kernel))
     return found
 
 

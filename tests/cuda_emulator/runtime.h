@@ -140,8 +140,8 @@ struct Block {
 extern __thread Block* this_block __attribute__((tls_model("initial-exec")));
 
 // What is wrong with a kernel. One finding a kind and place is kept.
-void report(const char* kind, Place place, const std::string& text);
-uint64_t number_of_reports();
+void report(const char* kind, Place place, const std::string& text,
+            Place other = {});                   // other: that it collides with
 void yield(Block& block);                        // the current fiber has to wait
 void finish_after_exit(Block& block, int warp);  // of one of its lanes: others may have waited for it alone
 [[noreturn]] void abort_block();                 // gives up the block from one of its fibers

@@ -42,8 +42,25 @@ struct Shared {
 };
 Shared shared;  // the checker runs one block at a time
 
-Stamp stamp_of(const Block& block, const Fiber& fiber) {
-  return {current_launch(), block.index, block.warps[fiber.warp].clock, uint16_t(fiber.thread)};
+// Places by a number of 16 bits; what comes after the table is full has number 0, for none.
+struct PlaceTable {
+  std::vector<Place> places = std::vector<Place>(1 << 16);
+  uint16_t number_of(const Place& place) {
+    uint16_t i = uint16_t((place.at ^ reinterpret_cast<uint64_t>(place.file)) * 0x9e3779b97f4a7c15u >> 48);
+    for (int tries = 0; tries < 64; ++tries, ++i) {
+      if (places[i] == place) return i;
+      if (i == 0 || places[i].at != 0) continue;
+      places[i] = place;
+      return i;
+    }
+    return 0;
+  }
+};
+PlaceTable table;
+
+Stamp stamp_of(const Block& block, const Fiber& fiber, const Place& place) {
+  return {current_launch(), block.index, block.warps[fiber.warp].clock, uint16_t(fiber.thread),
+          table.number_of(place)};
 }
 
 // What an access is about, for the text of a finding.
@@ -66,7 +83,8 @@ void race(const Block& block, const Fiber& fiber, const Target& target, const St
   report("race", target.place,
          format("%s %s %s; no barrier, fence or atomic orders this behind %s by %s",
                 thread_name(fiber).c_str(), target.write ? "writes" : "reads",
-                target_text(block, target).c_str(), other_writes ? "the write" : "the read", who.c_str()));
+                target_text(block, target).c_str(), other_writes ? "the write" : "the read", who.c_str()),
+         table.places[other.place]);
 }
 
 bool is_ordered(const Block& block, const Fiber& fiber, const Stamp& stamp) {
@@ -77,7 +95,9 @@ bool is_ordered(const Block& block, const Fiber& fiber, const Stamp& stamp) {
 
 void note_read(Block& block, const Fiber& fiber, Access& access, const Stamp& me) {
   Stamp& last = access.read;
-  if (last == me) return;
+  if (last.launch == me.launch && last.block == me.block && last.clock == me.clock &&
+      last.thread == me.thread)
+    return;
   const bool same_warp = last.launch == me.launch && last.block == me.block &&
                          (last.thread & ~kSeveralLanes) / kWarp == fiber.warp;
   if (access.readers == 0 && same_warp && last.clock == me.clock) {
@@ -125,18 +145,25 @@ const Stamp* unordered_read(const Block& block, const Fiber& fiber, const Access
   return nullptr;
 }
 
-void check_cell(Block& block, Fiber& fiber, Access& access, const Stamp& me, const Target& target) {
+Access written_by(const Stamp& me, bool atomic) { return {me, {}, 0, 1, 0, atomic, 0}; }
+
+// Whether something is wrong with it.
+bool check_cell(Block& block, Fiber& fiber, Access& access, const Stamp& me, const Target& target) {
+  bool wrong = false;
   if (access.copying) {
     report("cp.async", target.place,
            format("%s %s %s while a cp.async of thread %d to it has not been waited for",
                   thread_name(fiber).c_str(), target.write ? "writes" : "reads",
-                  target_text(block, target).c_str(), int(access.write.thread)));
+                  target_text(block, target).c_str(), int(access.write.thread)),
+           table.places[access.write.place]);
     access.copying = 0;
+    wrong = true;
   }
   const bool atomics = target.atomic && access.atomic;
   if (!atomics && !is_ordered(block, fiber, access.write)) {
     race(block, fiber, target, access.write, true);
     access.write = {};
+    wrong = true;
   }
   if (!target.write) {
     if (target.is_shared && !access.written) {
@@ -144,12 +171,17 @@ void check_cell(Block& block, Fiber& fiber, Access& access, const Stamp& me, con
              format("%s reads %s, which nobody has written", thread_name(fiber).c_str(),
                     target_text(block, target).c_str()));
       access.written = 1;
+      wrong = true;
     }
     note_read(block, fiber, access, me);
-    return;
+    return wrong;
   }
-  if (const Stamp* read = unordered_read(block, fiber, access)) race(block, fiber, target, *read, false);
-  access = {me, {}, 0, 1, 0, target.atomic, 0};
+  if (const Stamp* read = unordered_read(block, fiber, access)) {
+    race(block, fiber, target, *read, false);
+    wrong = true;
+  }
+  access = written_by(me, target.atomic);
+  return wrong;
 }
 
 Access* split_bytes(Cell& cell, bool is_shared) {
@@ -198,15 +230,17 @@ void check_shared(Block& block, Fiber& fiber, const Target& target, int bytes) {
   if (!in_shared(block, p, size_t(bytes)))
     return out_of_bounds(fiber, target, bytes,
                          format("byte %td of %zu bytes of shared memory", p - block.smem, block.smem_bytes));
-  const Stamp me = stamp_of(block, fiber);
-  bool found = false;  // the first byte is enough of a finding
+  const Stamp me = stamp_of(block, fiber, target.place);
+  bool wrong = false;  // the first byte is enough of a finding
   for_each_access(shared.words.data(), size_t(p - block.smem), size_t(bytes), true,
                   [&](Access& access, size_t offset) {
-                    const uint64_t before = number_of_reports();
+                    if (wrong) {
+                      if (target.write) access = written_by(me, target.atomic);
+                      return;
+                    }
                     Target at = target;
                     at.address = block.smem + offset;
-                    if (!found) check_cell(block, fiber, access, me, at);
-                    found |= number_of_reports() != before;
+                    wrong = check_cell(block, fiber, access, me, at);
                   });
 }
 
@@ -215,7 +249,7 @@ void check_global(Block& block, Fiber& fiber, Buffer& buffer, const Target& targ
   if (offset < 0 || size_t(offset) + size_t(bytes) > buffer.bytes)
     return out_of_bounds(fiber, target, bytes, describe_address(target.address));
   if (!buffer.words) buffer.words = static_cast<Cell*>(std::calloc(buffer.bytes / 4 + 1, sizeof(Cell)));
-  const Stamp me = stamp_of(block, fiber);
+  const Stamp me = stamp_of(block, fiber, target.place);
   for_each_access(buffer.words, size_t(offset), size_t(bytes), false, [&](Access& access, size_t at_offset) {
     Target at = target;
     at.address = buffer.data + at_offset;
@@ -305,10 +339,11 @@ void begin_copy(Block& block, Fiber& fiber, const void* smem, int bytes) {
 
 void end_copy(Block& block, Fiber& fiber, const void* smem, int bytes) {
   if (!settings().checked) return;
-  const Stamp me = stamp_of(block, fiber);
+  Stamp me = stamp_of(block, fiber, {});
   const size_t offset = size_t(static_cast<const unsigned char*>(smem) - block.smem);
   for_each_access(shared.words.data(), offset, size_t(bytes), true, [&](Access& access, size_t) {
     access.copying = 0;
+    me.place = access.write.place;  // of the cp.async
     access.write = me;
   });
 }
