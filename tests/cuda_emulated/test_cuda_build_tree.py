@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from contract_tests import broken_calls, error_of
 from cuda_emulator import emulator
 from sampling_fuzz import bits, row
 from torch import Tensor
@@ -169,3 +170,9 @@ def test_bytes_read() -> None:
     assert (
         32 * counters.traffic["logits"].read_sectors <= 3.3 * least
     )  # 0.25: one token a thread is read again
+
+
+def test_refuses_what_the_specification_refuses() -> None:
+    for _, args, kwargs in broken_calls(spec.build_tree):
+        want = error_of(lambda args=args, kwargs=kwargs: spec.build_tree.run(*args, **kwargs))
+        assert error_of(lambda args=args, kwargs=kwargs: emulator.call("build_tree", *args, **kwargs)) == want

@@ -4,10 +4,15 @@
 from __future__ import annotations
 
 import random
+import re
+import shutil
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from contract_tests import broken_calls, error_of
 from cuda_emulator import emulator
 from sampling_fuzz import bits, sample_call
 from torch import Tensor
@@ -16,6 +21,8 @@ from pyspec import spec
 from pyspec.contract import Case
 from pyspec.spec.pipeline import Law
 
+ROOT = Path(__file__).parent.parent.parent
+NVCC = Path("/usr/local/cuda/bin/nvcc")
 Call = tuple[tuple[Tensor, ...], dict[str, int]]
 CASES = [case for case in spec.sample.cases() if case.args[0].size(1) <= 49152]
 
@@ -199,3 +206,27 @@ def test_bytes_read(name: str) -> None:
     least = spec.sample.cost({"T": 1, "V": 16384}).bytes  # type: ignore[misc]
     assert counters.dram_bytes < 1.01 * least
     assert 32 * counters.traffic["logits"].read_sectors <= 1.01 * passes * least
+
+
+def test_refuses_what_the_specification_refuses() -> None:
+    for _, args, kwargs in broken_calls(spec.sample):
+        want = error_of(lambda args=args, kwargs=kwargs: spec.sample.run(*args, **kwargs))
+        assert error_of(lambda args=args, kwargs=kwargs: emulator.call("sample", *args, **kwargs)) == want
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None and not NVCC.exists(), reason="no nvcc to compile with")
+@pytest.mark.parametrize("kernel", ["sample", "verify_tree", "build_tree"])
+def test_nothing_is_contracted(kernel: str) -> None:
+    """Every float64 operation of the specification is one rounding: no fused multiply-add in the code for GPUs."""
+    nvcc = shutil.which("nvcc") or str(NVCC)
+    flags = re.search(
+        r"^NVCC_FLAGS = \[(.*)\]$", (ROOT / "setup.py").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert flags is not None
+    options = [flag for flag in re.findall(r'"([^"]+)"', flags[1]) if not flag.startswith("-X")]
+    includes = ["-I", str(ROOT / "csrc"), "-I", str(ROOT / "csrc/include")]
+    source = str(ROOT / f"csrc/cuda/{kernel}.cu")
+    command = [nvcc, *options, *includes, "-ptx", "-arch=sm_80", source, "-o", "-"]
+    ptx = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert ptx.count("mul.f64") + ptx.count("mul.rn.f64") > 100
+    assert "fma.rn.f64" not in ptx

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from contract_tests import broken_calls, error_of
 from cuda_emulator import emulator
 from sampling_fuzz import bits, law_tensors, tree_call
 from torch import Tensor
@@ -182,3 +183,11 @@ def test_bytes_read() -> None:
         assert rows * row_bytes <= moved <= rows * (row_bytes + 64)  # a row's ends share sectors with others
         if call is long_call:
             assert rows < logits.size(0)
+
+
+def test_refuses_what_the_specification_refuses() -> None:
+    for _, args, kwargs in broken_calls(spec.verify_tree):
+        want = error_of(lambda args=args, kwargs=kwargs: spec.verify_tree.run(*args, **kwargs))
+        assert (
+            error_of(lambda args=args, kwargs=kwargs: emulator.call("verify_tree", *args, **kwargs)) == want
+        )
