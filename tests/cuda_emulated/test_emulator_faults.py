@@ -92,7 +92,7 @@ def test_finding_says_who_did_what_where() -> None:
         run_faults("between_warps", 1, checked=True)
     (read,) = lines(FAULTS, "between_warps")
     file, number = read.split(":")
-    (race,) = (finding for finding in error.value.findings if finding.kind == "race")
+    (race,) = (f for f in error.value.findings if f.kind == "race" and f.place == read)
     assert str(race) == (
         f"race: {read}: thread (32, 0, 0) of block (0, 0, 0) reads byte 0 of shared memory; no barrier, fence or atomic "
         f"orders this behind the write by thread 0 at {file}:{int(number) - 2} [between_warps]"
