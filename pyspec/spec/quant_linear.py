@@ -103,7 +103,13 @@ def derive(sizes: Mapping[str, Any], kwargs: Mapping[str, Any]) -> dict[str, Any
     return {"N": kwargs["num_rows"] if kwargs.get("layout", "rows") == "packed" else sizes["R"]}
 
 
-@op(CONTRACT, check=check, cases=cases, cost=cost, derive=derive)
+def cuda_limit(sizes: dict[str, int], *args: Tensor, **kwargs: Any) -> str | None:
+    """Why the CUDA kernel cannot run a call, or None."""
+    layout = kwargs.get("layout", "rows")
+    return None if layout == "rows" else f"layout must be rows, got {layout}"
+
+
+@op(CONTRACT, check=check, cases=cases, cost=cost, derive=derive, limits={"cuda": cuda_limit})
 def quant_linear(
     x: Tensor,
     qweight: Tensor,
