@@ -6,6 +6,7 @@ A library is compiled again when its command or any file that it was made from h
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import platform
@@ -115,16 +116,27 @@ def _library(name: str, objects: list[Path], flags: list[str]) -> Path:
 def _made(name: str, suffix: str, arguments: list[str]) -> Path:
     """The compiler's output for these arguments: made unless it is there and all that it was made from is as it was."""
     BUILD.mkdir(parents=True, exist_ok=True)
+    if fresh := _fresh(name, suffix, arguments):
+        return fresh
+    with open(BUILD / f"{name}{suffix}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of processes that want the same, one makes it
+        return _fresh(name, suffix, arguments) or _make(name, suffix, arguments)
+
+
+def _fresh(name: str, suffix: str, arguments: list[str]) -> Path | None:
     stamp = BUILD / f"{name}{suffix}.made_from"
-    if stamp.exists():
-        key, *made_from = stamp.read_text().splitlines()
-        made = BUILD / f"{name}.{key}{suffix}"
-        if made.exists() and _key(arguments, made_from) == key:
-            return made
-    unfinished = BUILD / f"{name}.unfinished.{os.getpid()}"  # other processes may be at the same
-    output, dependencies = f"{unfinished}{suffix}", Path(f"{unfinished}.d")
+    if not stamp.exists():
+        return None
+    key, *made_from = stamp.read_text().splitlines()
+    made = BUILD / f"{name}.{key}{suffix}"
+    return made if made.exists() and _key(arguments, made_from) == key else None
+
+
+def _make(name: str, suffix: str, arguments: list[str]) -> Path:
+    unfinished = BUILD / f"{name}.unfinished"
+    output, dependencies, stamp = (Path(f"{unfinished}{end}") for end in (suffix, ".d", ".stamp"))
     listing = ["-MMD", "-MF", str(dependencies)] if suffix == ".o" else []
-    command = [CXX, *arguments, *listing, "-o", output]
+    command = [CXX, *arguments, *listing, "-o", str(output)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         raise BuildError(f"{name} does not compile:\n{' '.join(command)}\n{done.stderr}")
@@ -132,9 +144,9 @@ def _made(name: str, suffix: str, arguments: list[str]) -> Path:
     key = _key(arguments, made_from)
     for old in BUILD.glob(f"{name}.{'[0-9a-f]' * 16}{suffix}"):
         old.unlink(missing_ok=True)  # who has loaded it keeps it
-    Path(output).replace(BUILD / f"{name}.{key}{suffix}")
-    Path(f"{unfinished}.stamp").write_text("\n".join([key, *made_from]))
-    Path(f"{unfinished}.stamp").replace(stamp)
+    output.replace(BUILD / f"{name}.{key}{suffix}")
+    stamp.write_text("\n".join([key, *made_from]))
+    stamp.replace(BUILD / f"{name}{suffix}.made_from")
     return BUILD / f"{name}.{key}{suffix}"
 
 
