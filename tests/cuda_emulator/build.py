@@ -13,6 +13,7 @@ import platform
 import shutil
 import subprocess
 import sysconfig
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,6 +138,7 @@ def _make(name: str, suffix: str, arguments: list[str]) -> Path:
     output, dependencies, stamp = (Path(f"{unfinished}{end}") for end in (suffix, ".d", ".stamp"))
     listing = ["-MMD", "-MF", str(dependencies)] if suffix == ".o" else []
     command = [CXX, *arguments, *listing, "-o", str(output)]
+    begin = time.time()
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         raise BuildError(f"{name} does not compile:\n{' '.join(command)}\n{done.stderr}")
@@ -145,6 +147,8 @@ def _make(name: str, suffix: str, arguments: list[str]) -> Path:
     for old in BUILD.glob(f"{name}.{'[0-9a-f]' * 16}{suffix}"):
         old.unlink(missing_ok=True)  # who has loaded it keeps it
     output.replace(BUILD / f"{name}.{key}{suffix}")
+    if any(Path(file).stat().st_mtime >= begin for file in made_from):
+        return BUILD / f"{name}.{key}{suffix}"  # edited meanwhile: the next call makes it again
     stamp.write_text("\n".join([key, *made_from]))
     stamp.replace(BUILD / f"{name}{suffix}.made_from")
     return BUILD / f"{name}.{key}{suffix}"
