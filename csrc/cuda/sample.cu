@@ -10,6 +10,7 @@
 //   4           select: the count of keys may change before everyone has read it
 //   5           lane sums are folded neighbours first
 //   6           top-p trusts sums of another order, however close the cut is
+//   14          block_min: what a warp found may be overwritten before everyone has read it
 #include <algorithm>
 
 #include "cuda/pipeline.cuh"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 import shutil
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from pyspec import spec
 from pyspec.contract import Case
+from pyspec.spec import noise, pipeline
 from pyspec.spec.pipeline import Law
 
 ROOT = Path(__file__).parent.parent.parent
@@ -85,6 +87,24 @@ def peaked_call() -> Call:
     logits = -36 + torch.rand(4, 5000, generator=g)
     logits[:, 77] = 0
     return rows_of(logits, 1, Law(0.0, 0, 1.0, 0.0, 0, 0)), {"num_logprobs": 0}
+
+
+def knife_edge_call(top_k: int) -> Call:
+    """44 weights whose sum is 2 in the order of lane_sum and 2 + 2^-51 in others: half of it keeps the first token, of
+    weight 1, or two tokens."""
+    g = torch.Generator().manual_seed(69)
+    z = torch.full((200,), -torch.inf)
+    ids = torch.randperm(200, generator=g)[:44]
+    z[ids] = -3.2 - 2 * torch.rand(44, generator=g)
+    z[ids[0]], z[ids[1:4]] = 0.0, -torch.inf
+    for i in ids[1:4].tolist():  # each takes what is missing to 2, to 24 bits and not more
+        weights = noise.exp2(z.double() * noise.LOG2E)[z > -torch.inf]
+        missing = 2 - math.fsum(weights.tolist())
+        value = torch.tensor(math.log(missing))
+        z[i] = value if math.exp(value) <= missing else value.nextafter(torch.tensor(-torch.inf))
+    assert pipeline.lane_sum(noise.exp2(z.double() * noise.LOG2E)) == 2
+    logits, _, *law = rows_of(z.repeat(24, 1), 0, Law(1.0, top_k, 0.5, 0.0, 2, 0))
+    return (logits, torch.arange(24, dtype=torch.int32), *law), {"num_logprobs": 0}
 
 
 def flat_call() -> Call:
@@ -171,6 +191,12 @@ PLANTED = {
     5: peaked_call(),
     6: close_call(),
 }
+
+
+@pytest.mark.parametrize("top_k", [0, 44])  # the sum of the row, and that of a list
+def test_the_order_of_a_sum_decides_what_top_p_keeps(top_k: int) -> None:
+    assert agree(knife_edge_call(top_k))
+    assert not agree(knife_edge_call(top_k), bug=5)
 
 
 @pytest.mark.parametrize("bug", sorted(PLANTED))
