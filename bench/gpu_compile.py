@@ -54,7 +54,7 @@ class Kernel:
 
 
 def compile_all(targets: Iterable[str] = TARGETS, workers: int = 2) -> list[Kernel]:
-    """Every kernel for every target, in order; RuntimeError with the compiler's text if one does not compile."""
+    """Every kernel for every target, in order; RuntimeError with the text of every compilation that failed, after all others."""
     jobs: list[Callable[[], list[Kernel]]] = []
     for target in targets:
         cuda = [] if why_no_nvcc() else sorted((ROOT / "csrc/cuda").glob("*.cu"))
@@ -63,7 +63,10 @@ def compile_all(targets: Iterable[str] = TARGETS, workers: int = 2) -> list[Kern
             partial(compile_triton, case, target) for case in ([] if why_no_triton() else triton_cases())
         ]
     with ThreadPoolExecutor(workers) as pool:
-        return [kernel for kernels in pool.map(lambda job: job(), jobs) for kernel in kernels]
+        results = [pool.submit(job) for job in jobs]
+    if failures := [str(error) for result in results if (error := result.exception())]:
+        raise RuntimeError("\n".join(failures))
+    return [kernel for result in results for kernel in result.result()]
 
 
 def why_no_nvcc() -> str:
@@ -113,7 +116,10 @@ def compile_triton(case: Any, target: str) -> list[Kernel]:
     key = _digest(case.fn.cache_key, case.signature, case.constexprs, case.attrs, case.options, case.num_warps, case.num_stages, target, aot.triton.__version__)  # fmt: skip
 
     def build() -> list[Kernel]:
-        binary = aot.compiled(case, int(re.sub(r"\D", "", target)))
+        try:
+            binary = aot.compiled(case, int(re.sub(r"\D", "", target)))
+        except Exception as error:
+            raise RuntimeError(f"bench: {case.name} must compile for {target}, got\n{error}") from error
         with tempfile.TemporaryDirectory() as folder:
             cubin = Path(folder) / "kernel.cubin"
             cubin.write_bytes(binary.asm["cubin"])
