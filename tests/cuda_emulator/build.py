@@ -92,18 +92,24 @@ def kernel(source: Path, variant: Variant) -> Path:
     return _library(name, [_object(name, source, flags)], ["-Wl,-Bsymbolic"])
 
 
+def allocator() -> Path:
+    """torch's allocator of guarded memory."""
+    return _torch_library("allocator", HERE / "torch/allocator.cpp")
+
+
 def bindings() -> Path:
-    """csrc/cuda/bind.cpp for CPU tensors: the only file that reads torch's headers, which takes 20 s."""
+    """csrc/cuda/bind.cpp for CPU tensors: it reads torch's headers, which takes 20 s."""
+    return _torch_library("bindings", ROOT / "csrc/cuda/bind.cpp")
+
+
+def _torch_library(name: str, source: Path) -> Path:
     root = Path(torch.__file__).parent
     includes = [HERE, ROOT / "csrc", ROOT / "csrc/include", root / "include"]
     includes.append(root / "include/torch/csrc/api/include")
     flags = ["-std=c++20", "-O1", "-fPIC", "-w", "-DPYSPEC_EMULATED", *(f"-I{path}" for path in includes)]
     flags.append(f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}")
-    return _library(
-        "bindings",
-        [_object("bindings", ROOT / "csrc/cuda/bind.cpp", flags)],
-        [f"-L{root / 'lib'}", "-ltorch_cpu", "-ltorch", "-lc10"],
-    )
+    libraries = [f"-L{root / 'lib'}", "-ltorch_cpu", "-ltorch", "-lc10"]
+    return _library(name, [_object(name, source, flags)], libraries)
 
 
 def _object(name: str, source: Path, flags: list[str]) -> Path:

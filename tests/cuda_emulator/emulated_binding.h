@@ -1,15 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // What csrc/cuda/bind.cpp needs of the emulator: the function of a kernel in the library that the current
-// call has chosen (checked or not, with or without a planted bug), and allocations with guard pages.
+// call has chosen (checked or not, with or without a planted bug), and the limits of the GPU.
 #pragma once
-
-#include <c10/core/CPUAllocator.h>
 
 #include <stdexcept>
 #include <string>
 
 #include "bind/launch.h"
-#include "memory.h"
 
 namespace emulator {
 
@@ -25,17 +22,6 @@ auto compiled_kernel(const char* kernel, const char* params) {
   return reinterpret_cast<void (*)(const Params&, void*)>(address);
 }
 
-// torch's allocator of CPU memory while an emulated op runs: outputs and workspaces end at guard pages too.
-struct GuardedAllocator final : c10::Allocator {
-  static void release(void* data) { free_guarded(data); }
-  c10::DataPtr allocate(size_t bytes) override {
-    void* const data = allocate_guarded(bytes);
-    return {data, data, release, c10::Device(c10::DeviceType::CPU)};
-  }
-  c10::DeleterFnPtr raw_deleter() const override { return release; }
-  void copy_data(void* to, const void* from, size_t bytes) const override { std::memcpy(to, from, bytes); }
-};
-
 // Of the GPU that the current call is for.
 inline pyspec::DeviceLimits device_limits{};
 
@@ -47,10 +33,4 @@ void emulator_set_device_limits(int num_sms, int block_shared_bytes) {
 }
 
 void emulator_set_find_kernel(emulator::FindKernel find) { emulator::find_kernel = find; }
-
-void emulator_guard_allocations(bool guard) {
-  static emulator::GuardedAllocator guarded;
-  static c10::Allocator* const plain = c10::GetCPUAllocator();
-  c10::SetCPUAllocator(guard ? &guarded : plain);
-}
 }

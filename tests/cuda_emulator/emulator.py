@@ -139,15 +139,14 @@ def _running(
     variant: Variant, checked: bool, tensors: dict[str, Tensor], mutated: set[str]
 ) -> Iterator[GuardedTensors]:
     """Tensors in guarded memory and the machine set up; afterwards what was found is raised."""
-    machine, bindings = _machine(), _load_bindings()
+    machine, allocator = _machine(), _allocator()
     _variant.chosen, _variant.error = variant, None
     machine.emulator_configure(
         ORDERS.index(_schedule.order), COPIES.index(_schedule.copies), _schedule.seed, _schedule.threads,
         SMEM_LIMITS[_schedule.device], _schedule.time_limit, checked, _counters is not None,
     )  # fmt: skip
-    bindings.emulator_set_device_limits(_schedule.num_sms, SMEM_LIMITS[_schedule.device])
     machine.emulator_clear_findings()
-    bindings.emulator_guard_allocations(True)
+    allocator.emulator_guard_allocations(True)
     try:
         guarded = GuardedTensors(machine, tensors, mutated)
         yield guarded
@@ -156,7 +155,7 @@ def _running(
             raise _variant.error from error
         raise
     finally:
-        bindings.emulator_guard_allocations(False)
+        allocator.emulator_guard_allocations(False)
     if _counters is not None:
         _counters.take(machine)
     if found := findings():
@@ -246,6 +245,13 @@ def _machine() -> ctypes.CDLL:
 
 
 @functools.cache
+def _allocator() -> ctypes.CDLL:
+    library = ctypes.CDLL(str(build.allocator()))
+    library.emulator_guard_allocations.argtypes = [ctypes.c_bool]
+    return library
+
+
+@functools.cache
 def _load_bindings() -> ctypes.CDLL:
     _machine()
     for schema in (*(spec.schema for spec in OPS.values()), *plans.SCHEMAS.values()):
@@ -253,7 +259,6 @@ def _load_bindings() -> ctypes.CDLL:
     path = str(build.bindings())
     torch.ops.load_library(path)
     library = ctypes.CDLL(path)
-    library.emulator_guard_allocations.argtypes = [ctypes.c_bool]
     library.emulator_set_find_kernel(_find_kernel)
     return library
 
