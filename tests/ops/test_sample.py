@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from contract_tests import error_of, needs_native
+from sampling_edges import EDGES, wide_call
 from sampling_fuzz import bits, differences, sample_call
 from torch import Tensor
 
@@ -54,6 +55,15 @@ def test_kernel_equals_specification_on_the_cases(case: Case) -> None:
 @needs_native
 def test_kernels_equal_specification_on_random_rows() -> None:
     assert not list(differences(calls=300, seed=11))
+
+
+@needs_native
+@pytest.mark.parametrize("name", [*EDGES, *(f"wide {seed}" for seed in range(20))])
+def test_kernel_equals_specification_on_the_edge(name: str) -> None:
+    args, kwargs = EDGES[name] if name in EDGES else wide_call(random.Random(int(name.split()[1])))
+    want, got = spec.sample.run(*args, **kwargs), torch.ops.pyspec.sample(*args, **kwargs)
+    for a, b in zip(want, got, strict=True):
+        assert torch.equal(bits(a), bits(b))
 
 
 @needs_native
