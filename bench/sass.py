@@ -33,6 +33,7 @@ class Code:
     threads: int  # the most that __launch_bounds__ allows
     instructions: int
     kinds: dict[str, int]
+    local_bytes: int  # that its instructions load from and store to local memory, each counted once
     loop_instructions: int
     tensor_core_share: float
 
@@ -66,7 +67,15 @@ def read_cubin(cubin: Path) -> dict[str, Code]:
         opcodes, loops = bodies[name]
         share, size = main_loop(opcodes, loops)
         codes[name] = Code(
-            registers, stack, shared, threads.get(name, 1024), len(opcodes), count(opcodes), size, share
+            registers,
+            stack,
+            shared,
+            threads.get(name, 1024),
+            len(opcodes),
+            count(opcodes),
+            local_bytes(opcodes),
+            size,
+            share,
         )
     return codes
 
@@ -97,6 +106,13 @@ def functions(listing: str) -> dict[str, tuple[list[str], list[tuple[int, int]]]
 def count(opcodes: list[str]) -> dict[str, int]:
     """How many instructions there are of each of KINDS."""
     return {name: sum(bool(re.match(pattern, op)) for op in opcodes) for name, pattern in KINDS.items()}
+
+
+def local_bytes(opcodes: list[str]) -> int:
+    """Bytes of all loads and stores of local memory: 4 each, or what the opcode says (`LDL.64`)."""
+    local = [op for op in opcodes if re.match(r"LDL|STL", op)]
+    widths = [re.search(r"\.(64|128)\b", op) for op in local]
+    return sum(int(width[1]) // 8 if width else 4 for width in widths)
 
 
 def main_loop(opcodes: list[str], loops: list[tuple[int, int]]) -> tuple[float, int]:

@@ -12,7 +12,7 @@ import pytest
 from bench import gpu_budgets
 from bench.gpu_compile import Kernel, compile_all, included, why_no_nvcc, why_no_triton
 from bench.occupancy import TARGETS, Occupancy, occupancy
-from bench.sass import Code, functions, main_loop, tool
+from bench.sass import Code, functions, local_bytes, main_loop, tool
 
 ROOT = Path(__file__).parent.parent
 
@@ -54,7 +54,7 @@ def test_budgets_are_of_kernels_that_exist(kernels: list[Kernel]) -> None:
     assert set(why) <= set(budgets)
 
 
-CODE = Code(64, 0, 0, 256, 100, {"local_load": 0}, 40, 0.25)
+CODE = Code(64, 0, 0, 256, 100, {"local_load": 0}, 0, 40, 0.25)
 KERNEL = Kernel("csrc/cuda/x.cu", "k<1>", "sm_80", CODE, 0)
 
 
@@ -130,6 +130,10 @@ def test_loops_are_found_in_machine_code() -> None:
     assert main_loop(opcodes, loops) == (1 / 3, 3)  # the inner one: all its products, fewer others
     assert main_loop(["IADD3"] * 8, loops) == (0.0, 3)
     assert main_loop(["IADD3"], []) == (0.0, 0)
+
+
+def test_local_memory_is_counted_in_bytes() -> None:
+    assert local_bytes(["LDL", "STL.64", "LDL.LU.128", "LDG.E.128", "MOV"]) == 4 + 8 + 16
 
 
 def test_a_change_of_a_header_compiles_again() -> None:
