@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from emulation import INTERPRETED, UNDER_TTSEM
 
+sys.path.append(str(Path(__file__).parent.parent / "ops"))  # sampling_fuzz.py: hard rows for every backend
 torch.set_num_threads(1)  # the tensors are tiny
 torch.utils.deterministic.fill_uninitialized_memory = True
 torch.use_deterministic_algorithms(True, warn_only=True)
@@ -19,7 +23,8 @@ if INTERPRETED:
 
 def pytest_configure(config: pytest.Config) -> None:
     """NaN and infinity are values like others to a GPU; numpy warns of them where the interpreter computes."""
-    config.addinivalue_line("filterwarnings", "ignore::RuntimeWarning:triton.runtime.interpreter")
+    for module in ("triton.runtime.interpreter", "interpreter"):
+        config.addinivalue_line("filterwarnings", f"ignore::RuntimeWarning:{module}")
 
 
 def pytest_collection_modifyitems() -> None:
