@@ -32,7 +32,7 @@ struct Float8 {
   using X = Rows;
   using Sum = float;
   static constexpr int kChannelTiles = kTiles, kStageK = cuda::kStageBytes;
-  static constexpr bool kStrided = true;
+  static constexpr bool kStrided = false;
 
   const Params& p;
   const int n;  // of the thread's first channel; the others are 8 apart
@@ -61,12 +61,10 @@ struct Float8 {
       scale[h] = next_scale[h];
       const uint2 bytes = *reinterpret_cast<const uint2*>(
           slot + c * cuda::kStageBytes + cuda::swizzled(c, chunk * 2 + t / 2) * cuda::kGranule + t % 2 * 8);
-      // Words of k and k + 4, as Nibbles has them, in 2 selections each.
-      const uint32_t words[4] = {__byte_perm(bytes.x, bytes.y, 0x0400), __byte_perm(bytes.x, bytes.y, 0x0501),
-                                 __byte_perm(bytes.x, bytes.y, 0x0602),
-                                 __byte_perm(bytes.x, bytes.y, 0x0703)};
+      const uint32_t pairs[4] = {__byte_perm(bytes.x, 0, 0x4140), __byte_perm(bytes.x, 0, 0x4342),
+                                 __byte_perm(bytes.y, 0, 0x4140), __byte_perm(bytes.y, 0, 0x4342)};
 #pragma unroll
-      for (int i = 0; i < 4; ++i) a[h / 2][i / 2][h % 2 + i % 2 * 2] = widened(words[i]);
+      for (int i = 0; i < 4; ++i) a[h / 2][i / 2][h % 2 + i % 2 * 2] = widened(pairs[i]);
     }
   }
 

@@ -49,7 +49,7 @@ __device__ inline void store(const QuantRowsParams& p, int64_t m, int64_t n, flo
 }
 
 template <QuantFormat kFormat>
-__global__ void __launch_bounds__(kWarp) multiply_many_rows(const QuantRowsParams p) {
+__global__ void __launch_bounds__(kWarp, 1) multiply_many_rows(const QuantRowsParams p) {
   constexpr int kChannels = kManyTiles * kMmaChannels, kRows = kManyRowTiles * kMmaRows;
   constexpr int kHalves = kScalesOfGroup<kFormat>;
   PYSPEC_DYNAMIC_SHARED(smem);
