@@ -2,6 +2,18 @@
 // CUDA tree_attention, sm_80 and newer: choice of launch (tree_attention_config.h), plan
 // (tree_attention_plan.cuh) and kernels (tree_attention_kernel.cuh). Run on an emulator only: neither checked
 // nor timed on a GPU yet.
+//
+// Planted bugs (PYSPEC_BUG):
+//   1  a stage is used one cp.async group too early
+//   2  a stage is overwritten while other warps still read it: no barrier
+//   3  a node of a chain sees the next one
+//   4  what a row does not see is multiplied by 0, even NaN
+//   5  parts of a row tile say that they are done before all their threads have stored
+//   6  accumulators are not scaled when the maximum grows
+//   7  the scale of V is dropped
+//   8  a slot is looked for in the page of the next one
+//   9  a window is one position too wide for ancestors
+//  10  the folded parts begin with the second one
 #include "cuda/tree_attention_kernel.cuh"
 #include "cuda/tree_attention_plan.cuh"
 

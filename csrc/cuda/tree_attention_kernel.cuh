@@ -70,7 +70,7 @@ __device__ void fold_parts(const Call& call, const Item& item) {
     float max = -INFINITY, sum = 0.0f;
     float4 acc = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll 4
-    for (int index = 0; index < stored; ++index) {
+    for (int index = PYSPEC_PLANTED(10); index < stored; ++index) {
       const float* state = first + index * size;
       const float2 sums = __ldcg(reinterpret_cast<const float2*>(state + rows * kD + 2 * row));
       const float4 x = __ldcg(reinterpret_cast<const float4*>(state + row * kD + d));
@@ -150,7 +150,7 @@ __device__ inline void pack_weights(const float (&scores)[kTile / 8][4], const f
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     float x = scores[i / 2][i % 2 * 2], y = scores[i / 2][i % 2 * 2 + 1];
-    if (scales) {  // of a slot that a row does not see the scale may be NaN
+    if (scales && !PYSPEC_PLANTED(7)) {  // of a slot that a row does not see the scale may be NaN
       const float* scale = scales + i / 2 * 8 + lane % 4 * 2;
       x = x == 0.0f ? 0.0f : x * scale[0];
       y = y == 0.0f ? 0.0f : y * scale[1];
@@ -213,7 +213,7 @@ __device__ inline void finish_row(float (&acc)[kD / 8][4], int half, float max, 
 // Whether this block is the last one of its row tile's parts to come here.
 __device__ inline bool arrives_last(const Call& call, Item& item) {
   __threadfence();  // what this part stored, before it says so
-  __syncthreads();
+  if (!PYSPEC_PLANTED(5)) __syncthreads();
   if (threadIdx.x == 0) {
     int32_t* arrived = call.w.arrived + item.tile_index * call.p.G + item.g;
     item.is_last = atomicAdd(arrived, 1) == item.tile.parts - 1;
@@ -250,8 +250,8 @@ __global__ void __launch_bounds__(kFrags == kShape<kD>.max_frags ? kShape<kD>.ma
   WarpRows<kD, kF16, kFrags> state;
   state.clear();
   for (int stage = item.stage0; stage < item.stage1; ++stage) {
-    cuda::cp_async_wait<kStages - 2>();
-    __syncthreads();
+    cuda::cp_async_wait<kStages - 2 + PYSPEC_PLANTED(1)>();
+    if (!PYSPEC_PLANTED(2)) __syncthreads();
     loader.load(stage + kStages - 1, item.stage1);
     const StageView kv = loader.ready(stage);
 #pragma unroll 1

@@ -144,7 +144,7 @@ class StageLoader {
   // Page and slot in it as page << 8 | slot; -1 outside of what the row tile sees: not read, but zero.
   __device__ int place_of(int slot) const {
     if (slot < item_.tile.first_slot || slot >= item_.tile.end_slot) return -1;
-    const int column = unsigned(slot) / unsigned(call_.p.S);
+    const int column = unsigned(slot + PYSPEC_PLANTED(8)) / unsigned(call_.p.S);
     const int page = call_.p.page_table[item_.tile.request * call_.p.W + column];
     return page << 8 | (slot - column * int(call_.p.S));
   }

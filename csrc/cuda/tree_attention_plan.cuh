@@ -86,13 +86,13 @@ __device__ inline void describe_node(const Call& call, int t) {
         bits = 0;
         --word;
       }
-      if (depth < window) bits |= 1u << node % 32;
+      if (depth - PYSPEC_PLANTED(9) < window) bits |= 1u << node % 32;
       if (parents[node] < 0) break;
     }
     for (; word >= 0; --word, bits = 0) mask[word] = bits;
   }
   const int64_t low = int64_t(L) + depth - window + 1;
-  w.ranges[t] = {low > 0 ? int32_t(low) : 0, w.is_chain[b] ? t - t0 + L + 1 : L};
+  w.ranges[t] = {low > 0 ? int32_t(low) : 0, w.is_chain[b] ? t - t0 + L + 1 + PYSPEC_PLANTED(3) : L};
 }
 
 // Tile `index` of request b, before it is split.

@@ -168,6 +168,7 @@ struct WarpRows {
         }
       sum[f][half] = fmaf(sum[f][half], factor[half], total);
     }
+    if (PYSPEC_PLANTED(6)) return;
     if (!__any_sync(kFullWarp, factor[0] != 1.0f || factor[1] != 1.0f)) return;  // times 1 changes no bit
 #pragma unroll
     for (int n = 0; n < kD / 8; ++n)
@@ -185,7 +186,7 @@ struct WarpRows {
     for (int n = 0; n < kD / 16; ++n) {
       uint32_t b[4];
       cuda::ldmatrix_x4_trans(b, memory + swizzled_step<kD>(v, n));
-      if (masked)
+      if (masked && !PYSPEC_PLANTED(4))
 #pragma unroll
         for (int i = 0; i < 4; ++i) broken |= clear_infinite<kF16>(b[i]) << (i % 2 * 8);
 #pragma unroll

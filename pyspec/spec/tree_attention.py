@@ -248,12 +248,14 @@ def cuda_limit(
     sizes: dict[str, int], *args: Tensor | None, kv_layout: str = "paged", **kwargs: object
 ) -> str | None:
     """Why the CUDA kernel cannot run a call, or None."""
-    D, k_pages = sizes["D"], args[1]
+    D, P, S, k_pages = sizes["D"], sizes["P"], sizes["S"], args[1]
     assert k_pages is not None
     if D not in CUDA_HEAD_DIMS:
         return f"D must be one of {list(CUDA_HEAD_DIMS)}, got {D}"
     if k_pages.dtype == torch.float32:
         return "k_pages must be bf16|f16|f8|i8 (tensor cores take 16 bits), got f32"
+    if S > 256 or P > 1 << 23:
+        return f"pages must be at most 2^23 of at most 256 slots, got {P} of {S}"
     return None if kv_layout == "paged" else f"kv_layout must be paged, got {kv_layout}"
 
 
@@ -293,7 +295,6 @@ def tree_attention(
     return out, lse
 
 
-def _values(pages: Tensor, scale: Tensor | None, page: Tensor, offset: Tensor, wide: torch.dtype) -> Tensor:
+def _values(x: Tensor, scale: Tensor | None, page: Tensor, slot: Tensor, wide: torch.dtype) -> Tensor:
     """K or V of slots [s, G, D]."""
-    values = pages[page, offset].to(wide)
-    return values if scale is None else values * scale[page, offset].to(wide)[..., None]
+    return x[page, slot].to(wide) * (1 if scale is None else scale[page, slot].to(wide)[..., None])

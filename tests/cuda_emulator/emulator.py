@@ -106,7 +106,7 @@ def counting() -> Iterator[Counters]:
 
 def call(op: str, *args: Any, checked: bool = False, bug: int = 0, **kwargs: Any) -> Any:
     """Run a CUDA op on CPU tensors; tensors that its contract marks as written in place are written in place."""
-    _load_bindings()
+    _load_bindings().emulator_set_device_limits(_schedule.num_sms, SMEM_LIMITS[_schedule.device])
     function = getattr(getattr(torch.ops, NAMESPACE), op).default
     terms = function._schema.arguments
     tensors = {term.name: arg for term, arg in zip(terms, args, strict=False) if isinstance(arg, Tensor)}
