@@ -39,8 +39,8 @@ __global__ void __launch_bounds__(kThreads) quantise_groups(const QuantizedRowsP
   for (int step = kLanes / (PYSPEC_PLANTED(3) ? 2 : 4); step > 0; step /= 2)
     sum += __shfl_xor_sync(0xffffffffu, sum, step);
   if (!inside) return;
-  *reinterpret_cast<char4*>(p.q + m * p.K + k) =
-      char4{int8_t(q[0]), int8_t(q[1]), int8_t(q[2]), int8_t(q[3])};
+  __stcg(reinterpret_cast<char4*>(p.q + m * p.K + k),
+         char4{int8_t(q[0]), int8_t(q[1]), int8_t(q[2]), int8_t(q[3])});
   const int64_t group = (m * p.K + k) / kGroup;
   if (lane == 0) p.scale[group] = scale;
   if (lane % (kLanes / 2) == 0) p.sums[2 * group + lane / (kLanes / 2)] = sum;

@@ -25,10 +25,12 @@ __device__ inline float4 load4(const float* p, int64_t left) {
   return {p[0], left > 1 ? p[1] : 0.0f, left > 2 ? p[2] : 0.0f, left > 3 ? p[3] : 0.0f};
 }
 
+// A wide store is an intrinsic: nvcc 13.0 makes four of a plain one whose parts are computed one after the
+// other.
 template <bool kVector>
 __device__ inline void store4(float* p, float4 v, int64_t left) {
   if constexpr (kVector) {
-    *reinterpret_cast<float4*>(p) = v;
+    __stcg(reinterpret_cast<float4*>(p), v);
   } else {
     p[0] = v.x;
     if (left > 1) p[1] = v.y;
