@@ -24,9 +24,9 @@ from .pipeline import (
     load_row,
     pick_config,
     request_of,
+    sort_size,
     sum_lanes,
 )
-from .sample import top_size
 
 _LOG2E = tl.constexpr(noise_law.LOG2E)
 _GREEDY_BELOW = tl.constexpr(law.GREEDY_BELOW)
@@ -34,7 +34,7 @@ _INF = tl.constexpr(float("inf"))
 _SUM_BLOCK = tl.constexpr(8 * law.LANES)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["requests"])
 def scores_kernel(
     logits_ptr, node_score_ptr, cu_t_ptr, position_ptr, temperature_ptr, seed_ptr, stream_ptr, scores_ptr,
     vocab, requests, logits_stride_t,
@@ -46,6 +46,7 @@ def scores_kernel(
     b = request_of(cu_t_ptr, requests, t, BLOCK_B)
     row_ptr, scores_ptr = logits_ptr + t * logits_stride_t, scores_ptr + t * vocab
     position, seed, stream = tl.load(position_ptr + b), tl.load(seed_ptr + b), tl.load(stream_ptr + b)
+    position += 1 if PLANTED_BUG == "next position" else 0
     temperature = tl.load(temperature_ptr + b)
     noisy = (temperature >= _GREEDY_BELOW) & SHARED_NOISE
     inv_t = tl.where(
@@ -73,7 +74,7 @@ def scores_kernel(
         tl.store(scores_ptr + ids, tl.where(alive, child, -_INF), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["width"])
 def node_best_kernel(
     scores_ptr, best_ptr, token_ptr, vocab, width, SIZE: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
@@ -88,7 +89,7 @@ def node_best_kernel(
     tl.store(best_ptr + t * width + place, tl.where(place < num, values, -_INF), mask=place < width)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["width"])
 def request_best_kernel(
     best_ptr, node_token_ptr, cu_t_ptr, token_ptr, parent_ptr, score_ptr, width,
     SIZE: tl.constexpr, BLOCK: tl.constexpr, PLANTED_BUG: tl.constexpr = "",
@@ -105,9 +106,8 @@ def request_best_kernel(
         tl.store(parent_ptr + out, tl.full([SIZE], -1, tl.int32), mask=mask)
         tl.store(score_ptr + out, tl.full([SIZE], -_INF, tl.float32), mask=mask)
     else:
-        num = tl.full([], 0, tl.int32) + width
         index, values = first_in_order(
-            best_ptr + begin * width, token_ptr + b * width, candidates, False, num, False, SIZE, BLOCK
+            best_ptr + begin * width, token_ptr + b * width, candidates, False, width, False, SIZE, BLOCK
         )
         child = mask & (values > -_INF)
         token = tl.load(node_token_ptr + begin * width + index, mask=child, other=-1)
@@ -140,7 +140,7 @@ def _launch(
         logits.new_empty(t, width),
         cu_t.new_empty(t, width),
     )
-    c, cu_t, size = pick_config(vocab), cu_t.contiguous(), top_size(width)
+    c, cu_t, size = pick_config(vocab), cu_t.contiguous(), sort_size(width)
     if t:
         logits = rows(logits)
         scores_kernel[(t,)](
@@ -170,7 +170,7 @@ def _launch(
 
 def aot_cases() -> list[AotCase]:
     """Both rules over a vocabulary of 49152, 16 children kept."""
-    c, size = pick_config(49152), top_size(16)
+    c, size = pick_config(49152), sort_size(16)
     laws = {"position_ptr": "*i32", "temperature_ptr": "*fp32", "seed_ptr": "*i64", "stream_ptr": "*i32"}
     scores = {
         "logits_ptr": "*fp32", "node_score_ptr": "*fp32", "cu_t_ptr": "*i32", **laws, "scores_ptr": "*fp32",

@@ -46,6 +46,11 @@ def pick_config(vocab: int) -> Config:
     return Config(block, block // 128)
 
 
+def sort_size(num: int) -> int:
+    """Slots in which `num` tokens are sorted."""
+    return max(32, triton.next_power_of_2(num)) if num else 0
+
+
 @triton.jit
 def load_row(row_ptr, ids, vocab, infinite, CLEAN: tl.constexpr):
     """Values of tokens, cleaned as the law says (`infinite`: the row has +inf); -inf beyond the row."""
@@ -301,23 +306,20 @@ def first_in_order(
 @triton.jit
 def pick(
     row_ptr, vocab, position, temperature, top_k, top_p, min_p, seed, stream,
-    token_ptr, logprob_ptr, top_tokens_ptr, top_logprobs_ptr,
-    NUM_LOGPROBS: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr,
+    token_ptr, logprob_ptr, top_tokens_ptr, top_logprobs_ptr, num, SIZE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One row's token, its logprob, and the first NUM_LOGPROBS tokens in order with theirs."""
+    """One row's token, its logprob, and the first num <= SIZE tokens in order with theirs (SIZE 0: none)."""
     best, token, infinite = first_best(row_ptr, vocab, BLOCK)
     alive = best != -_INF
     centre = tl.where(alive, best, 0.0).to(tl.float64)
     everything = tl.full([], _LOWEST_KEY, tl.int32)
     log_sum = log(sum_exp2(row_ptr, vocab, centre, infinite, _LOG2E, everything, vocab))
-    if NUM_LOGPROBS > 0:
-        ids, values = first_in_order(
-            row_ptr, top_tokens_ptr, vocab, infinite, tl.full([], NUM_LOGPROBS, tl.int32), True, SIZE, BLOCK
-        )
+    if SIZE > 0:
+        ids, values = first_in_order(row_ptr, top_tokens_ptr, vocab, infinite, num, True, SIZE, BLOCK)
         place = tl.arange(0, SIZE)
         logprobs = (values.to(tl.float64) - centre - log_sum).to(tl.float32)
-        tl.store(top_tokens_ptr + place, ids, mask=place < NUM_LOGPROBS)
-        tl.store(top_logprobs_ptr + place, tl.where(alive, logprobs, float("nan")), mask=place < NUM_LOGPROBS)
+        tl.store(top_tokens_ptr + place, ids, mask=place < num)
+        tl.store(top_logprobs_ptr + place, tl.where(alive, logprobs, float("nan")), mask=place < num)
     if alive & (temperature >= _GREEDY_BELOW):
         inv_t = 1.0 / temperature.to(tl.float64)
         cut_key, cut_id = everything, vocab

@@ -9,18 +9,18 @@ from torch import Tensor
 
 from .aot import AotCase
 from .dots import rows
-from .pipeline import OPTIONS, pick, pick_config
+from .pipeline import OPTIONS, pick, pick_config, sort_size
 
 LAW_TYPES = {
     "temperature": "*fp32", "top_k": "*i32", "top_p": "*fp32", "min_p": "*fp32", "seed": "*i64", "stream": "*i32"
 }  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num"])
 def sample_kernel(
     logits_ptr, positions_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, seed_ptr, stream_ptr,
-    token_ptr, logprob_ptr, top_tokens_ptr, top_logprobs_ptr, vocab, logits_stride_t,
-    NUM_LOGPROBS: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr, PLANTED_BUG: tl.constexpr = "",
+    token_ptr, logprob_ptr, top_tokens_ptr, top_logprobs_ptr, vocab, num, logits_stride_t,
+    SIZE: tl.constexpr, BLOCK: tl.constexpr, PLANTED_BUG: tl.constexpr = "",
 ):  # fmt: skip
     """One row."""
     t = tl.program_id(0).to(tl.int64)
@@ -28,17 +28,13 @@ def sample_kernel(
         tl.full([], 1 if PLANTED_BUG == "one more" else 0, tl.int32) + vocab
     )  # a number also where it is 1
     out = t * 0 if PLANTED_BUG == "one row" else t
+    position = tl.load(positions_ptr + t) + (1 if PLANTED_BUG == "next position" else 0)
     pick(
-        logits_ptr + t * logits_stride_t, vocab, tl.load(positions_ptr + t), tl.load(temperature_ptr + t),
+        logits_ptr + t * logits_stride_t, vocab, position, tl.load(temperature_ptr + t),
         tl.load(top_k_ptr + t), tl.load(top_p_ptr + t), tl.load(min_p_ptr + t), tl.load(seed_ptr + t),
-        tl.load(stream_ptr + t), token_ptr + out, logprob_ptr + out, top_tokens_ptr + out * NUM_LOGPROBS,
-        top_logprobs_ptr + out * NUM_LOGPROBS, NUM_LOGPROBS, SIZE, BLOCK,
+        tl.load(stream_ptr + t), token_ptr + out, logprob_ptr + out, top_tokens_ptr + out * num,
+        top_logprobs_ptr + out * num, num, SIZE, BLOCK,
     )  # fmt: skip
-
-
-def top_size(num: int) -> int:
-    """Slots in which `num` tokens are sorted."""
-    return max(2, triton.next_power_of_2(num))
 
 
 def sample(
@@ -58,8 +54,8 @@ def _launch(
     if t:
         c, logits = pick_config(vocab), rows(logits)
         sample_kernel[(t,)](
-            logits, *(law.contiguous() for law in laws), *out, vocab, logits.stride(0),
-            NUM_LOGPROBS=num, SIZE=top_size(num), BLOCK=c.block, PLANTED_BUG=bug,
+            logits, *(law.contiguous() for law in laws), *out, vocab, num, logits.stride(0),
+            SIZE=sort_size(num), BLOCK=c.block, PLANTED_BUG=bug,
             num_warps=c.num_warps, **OPTIONS,
         )  # fmt: skip
     return out
@@ -73,10 +69,10 @@ def aot_cases() -> list[AotCase]:
         signature = {
             "logits_ptr": "*fp32", "positions_ptr": "*i32", **{f"{name}_ptr": kind for name, kind in LAW_TYPES.items()},
             "token_ptr": "*i32", "logprob_ptr": "*fp32", "top_tokens_ptr": "*i32", "top_logprobs_ptr": "*fp32",
-            "vocab": "i32", "logits_stride_t": "i32", "NUM_LOGPROBS": "constexpr", "SIZE": "constexpr",
+            "vocab": "i32", "num": "i32", "logits_stride_t": "i32", "SIZE": "constexpr",
             "BLOCK": "constexpr", "PLANTED_BUG": "constexpr",
         }  # fmt: skip
-        constants = {"NUM_LOGPROBS": num, "SIZE": top_size(num), "BLOCK": c.block, "PLANTED_BUG": ""}
+        constants = {"SIZE": sort_size(num), "BLOCK": c.block, "PLANTED_BUG": ""}
         cases.append(
             AotCase(
                 f"sample-V{vocab}-N{num}",

@@ -13,15 +13,15 @@ from torch import Tensor
 
 from .aot import AotCase
 from .dots import rows
-from .pipeline import OPTIONS, pick, pick_config, request_of
-from .sample import LAW_TYPES, top_size
+from .pipeline import OPTIONS, pick, pick_config, request_of, sort_size
+from .sample import LAW_TYPES
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num", "requests"])
 def pick_nodes_kernel(
     logits_ptr, parents_ptr, cu_t_ptr, position_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, seed_ptr, stream_ptr,
-    token_ptr, logprob_ptr, top_tokens_ptr, top_logprobs_ptr, vocab, requests, logits_stride_t,
-    NUM_LOGPROBS: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr, BLOCK_B: tl.constexpr,
+    token_ptr, logprob_ptr, top_tokens_ptr, top_logprobs_ptr, vocab, num, requests, logits_stride_t,
+    SIZE: tl.constexpr, BLOCK: tl.constexpr, BLOCK_B: tl.constexpr,
     PLANTED_BUG: tl.constexpr = "",
 ):  # fmt: skip
     """One node: its depth gives the position of the token to pick."""
@@ -37,22 +37,21 @@ def pick_nodes_kernel(
     pick(
         logits_ptr + t * logits_stride_t, vocab, position, tl.load(temperature_ptr + b), tl.load(top_k_ptr + b),
         tl.load(top_p_ptr + b), tl.load(min_p_ptr + b), tl.load(seed_ptr + b), tl.load(stream_ptr + b),
-        token_ptr + t, logprob_ptr + t, top_tokens_ptr + t * NUM_LOGPROBS, top_logprobs_ptr + t * NUM_LOGPROBS,
-        NUM_LOGPROBS, SIZE, BLOCK,
+        token_ptr + t, logprob_ptr + t, top_tokens_ptr + t * num, top_logprobs_ptr + t * num,
+        num, SIZE, BLOCK,
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["max_path", "num"])
 def walk_kernel(
     tokens_ptr, parents_ptr, cu_t_ptr, token_ptr, logprob_ptr, top_tokens_ptr, top_logprobs_ptr,
-    path_ptr, path_len_ptr, emitted_ptr, out_logprobs_ptr, out_top_tokens_ptr, out_top_logprobs_ptr, max_path,
-    NUM_LOGPROBS: tl.constexpr, SIZE: tl.constexpr, BLOCK_T: tl.constexpr, PLANTED_BUG: tl.constexpr = "",
+    path_ptr, path_len_ptr, emitted_ptr, out_logprobs_ptr, out_top_tokens_ptr, out_top_logprobs_ptr, max_path, num,
+    SIZE: tl.constexpr, BLOCK_T: tl.constexpr, PLANTED_BUG: tl.constexpr = "",
 ):  # fmt: skip
     """One request: from the root to the child whose token was picked; what is beyond the path is filled."""
     b = tl.program_id(0).to(tl.int64)
     begin = tl.load(cu_t_ptr + b).to(tl.int64)
     nodes = (tl.load(cu_t_ptr + b + 1) - begin).to(tl.int32)
-    place = tl.arange(0, SIZE)
     node = tl.full([], 0, tl.int32)  # `nodes` once the walk has ended
     length = tl.full([], 0, tl.int32)
     for depth in range(0, max_path):
@@ -62,12 +61,9 @@ def walk_kernel(
         tl.store(path_ptr + row, tl.where(walked, node, -1))
         tl.store(emitted_ptr + row, picked)
         tl.store(out_logprobs_ptr + row, tl.load(logprob_ptr + t, mask=walked, other=0.0))
-        if NUM_LOGPROBS > 0:
-            from_top, to_top, mask_top = (
-                t * NUM_LOGPROBS + place,
-                row * NUM_LOGPROBS + place,
-                place < NUM_LOGPROBS,
-            )
+        if SIZE > 0:
+            place = tl.arange(0, SIZE)
+            from_top, to_top, mask_top = t * num + place, row * num + place, place < num
             top_tokens = tl.load(top_tokens_ptr + from_top, mask=mask_top & walked, other=-1)
             top_logprobs = tl.load(top_logprobs_ptr + from_top, mask=mask_top & walked, other=0.0)
             tl.store(out_top_tokens_ptr + to_top, top_tokens, mask=mask_top)
@@ -109,14 +105,14 @@ def _launch(
     if t:
         c, logits = pick_config(vocab), rows(logits)
         pick_nodes_kernel[(t,)](
-            logits, parents, cu_t, *(law.contiguous() for law in laws), *picked, vocab, b, logits.stride(0),
-            NUM_LOGPROBS=num, SIZE=top_size(num), BLOCK=c.block, BLOCK_B=triton.next_power_of_2(b), PLANTED_BUG=bug,
+            logits, parents, cu_t, *(law.contiguous() for law in laws), *picked, vocab, num, b, logits.stride(0),
+            SIZE=sort_size(num), BLOCK=c.block, BLOCK_B=triton.next_power_of_2(b), PLANTED_BUG=bug,
             num_warps=c.num_warps, **OPTIONS,
         )  # fmt: skip
     if b:
         walk_kernel[(b,)](
-            tokens.contiguous(), parents, cu_t, *picked, *out, max_path,
-            NUM_LOGPROBS=num, SIZE=top_size(num), BLOCK_T=32, PLANTED_BUG=bug, num_warps=1,
+            tokens.contiguous(), parents, cu_t, *picked, *out, max_path, num,
+            SIZE=sort_size(num), BLOCK_T=32, PLANTED_BUG=bug, num_warps=1,
         )  # fmt: skip
     return out
 
@@ -125,7 +121,7 @@ def aot_cases() -> list[AotCase]:
     """Trees over a vocabulary of 49152, without and with logprobs of 8 tokens, and their walk."""
     c, cases = pick_config(49152), []
     for num in (0, 8):
-        constants = {"NUM_LOGPROBS": num, "SIZE": top_size(num), "PLANTED_BUG": ""}
+        constants = {"SIZE": sort_size(num), "PLANTED_BUG": ""}
         picked = {
             "token_ptr": "*i32",
             "logprob_ptr": "*fp32",
@@ -136,8 +132,8 @@ def aot_cases() -> list[AotCase]:
         nodes = {"BLOCK": c.block, "BLOCK_B": 8, **constants}
         signature = {
             "logits_ptr": "*fp32", "parents_ptr": "*i32", "cu_t_ptr": "*i32", "position_ptr": "*i32", **law_types, **picked,
-            "vocab": "i32", "requests": "i32", "logits_stride_t": "i32",
-            "NUM_LOGPROBS": "constexpr", "SIZE": "constexpr", "BLOCK": "constexpr", "BLOCK_B": "constexpr",
+            "vocab": "i32", "num": "i32", "requests": "i32", "logits_stride_t": "i32",
+            "SIZE": "constexpr", "BLOCK": "constexpr", "BLOCK_B": "constexpr",
             "PLANTED_BUG": "constexpr",
         }  # fmt: skip
         cases.append(
@@ -153,7 +149,7 @@ def aot_cases() -> list[AotCase]:
         walk = {
             "tokens_ptr": "*i32", "parents_ptr": "*i32", "cu_t_ptr": "*i32", **picked, "path_ptr": "*i32",
             "path_len_ptr": "*i32", "emitted_ptr": "*i32", "out_logprobs_ptr": "*fp32", "out_top_tokens_ptr": "*i32",
-            "out_top_logprobs_ptr": "*fp32", "max_path": "i32", "NUM_LOGPROBS": "constexpr", "SIZE": "constexpr",
+            "out_top_logprobs_ptr": "*fp32", "max_path": "i32", "num": "i32", "SIZE": "constexpr",
             "BLOCK_T": "constexpr", "PLANTED_BUG": "constexpr",
         }  # fmt: skip
         cases.append(
