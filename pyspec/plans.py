@@ -17,16 +17,17 @@ from pyspec.spec.tree_attention import QUANTISED
 
 __all__ = ["TreeAttentionPlan", "plan_tree_attention"]
 
-# The two halves of tree_attention on CUDA: the plan fills a workspace, which every run of the step uses.
+# The two halves of tree_attention on CUDA: the plan fills a workspace, which every run of the step uses. Both are told how many
+# nodes a typical request has (0: T / B), by which rows are tiled; it changes no bit.
 SCHEMAS = {
     "tree_attention_plan": (
         "tree_attention_plan(Tensor page_table, Tensor kv_len, Tensor cu_t, Tensor parents, *, int[] q_shape, int[] pages_shape, "
-        "ScalarType q_dtype, ScalarType kv_dtype, int window=0) -> Tensor"
+        "ScalarType q_dtype, ScalarType kv_dtype, int window=0, int node_count=0) -> Tensor"
     ),
     "tree_attention_run": (
         "tree_attention_run(Tensor q, Tensor k_pages, Tensor v_pages, Tensor page_table, Tensor kv_len, Tensor cu_t, "
         "Tensor parents, Tensor? k_scale, Tensor? v_scale, Tensor? sinks, Tensor(a!) workspace, *, float scale, int window=0, "
-        'float softcap=0.0, str kv_layout="paged") -> (Tensor, Tensor)'
+        'float softcap=0.0, str kv_layout="paged", int node_count=0) -> (Tensor, Tensor)'
     ),
 }
 WITH_WORKSPACE = ("cuda", "cuda-emulated")  # backends that have these halves; elsewhere a run is the op
@@ -151,6 +152,7 @@ def make_workspace(
     q_dtype: torch.dtype,
     kv_dtype: torch.dtype,
     window: int,
+    node_count: int = 0,
 ) -> Tensor:
     """The workspace of every run on these indices (page_table, kv_len, cu_t, parents) with this window; values unchecked."""
     return backends.kernel("tree_attention_plan", backend)(

@@ -115,10 +115,11 @@ struct TreeAttention {
     return {call.out, call.lse};
   }
 
-  // Of sizes and indices alone: q_shape [T, H, D], pages_shape [P, S, G, D].
+  // Of sizes and indices alone: q_shape [T, H, D], pages_shape [P, S, G, D]; node_count as in the struct.
   static at::Tensor plan(const at::Tensor& page_table, const at::Tensor& kv_len, const at::Tensor& cu_t,
                          const at::Tensor& parents, at::IntArrayRef q_shape, at::IntArrayRef pages_shape,
-                         at::ScalarType q_dtype, at::ScalarType kv_dtype, int64_t window) {
+                         at::ScalarType q_dtype, at::ScalarType kv_dtype, int64_t window,
+                         int64_t node_count) {
     Checker check("tree_attention_plan");
     check.value(q_shape.size() == 3, "q_shape", "[T, H, D]", list_text(q_shape));
     check.value(pages_shape.size() == 4, "pages_shape", "[P, S, G, D]", list_text(pages_shape));
@@ -136,6 +137,7 @@ struct TreeAttention {
     p.T = q_shape[0], p.H = q_shape[1], p.D = q_shape[2];
     p.S = pages_shape[1], p.G = pages_shape[2], p.B = B.size, p.W = W.size;
     p.window = window;
+    p.node_count = node_count;
     p.q_dtype = to_dtype(q_dtype);
     p.kv_dtype = to_dtype(kv_dtype);
     p.num_sms = limits.num_sms;
@@ -152,10 +154,11 @@ struct TreeAttention {
                      const at::Tensor& page_table, const at::Tensor& kv_len, const at::Tensor& cu_t,
                      const at::Tensor& parents, const OptionalTensor& k_scale, const OptionalTensor& v_scale,
                      const OptionalTensor& sinks, const at::Tensor& workspace, double scale, int64_t window,
-                     double softcap, c10::string_view kv_layout) {
+                     double softcap, c10::string_view kv_layout, int64_t node_count) {
     TreeAttentionCall call = checked({q, k_pages, v_pages, page_table, kv_len, cu_t, parents, k_scale,
                                       v_scale, sinks, scale, window, softcap, kv_layout});
     Checker check("tree_attention");
+    call.p.node_count = node_count;
     const int64_t bytes = attention::workspace_bytes(call.p);
     check.tensor("workspace", workspace, {{"Z", bytes}}, {at::kByte});
     check.value(workspace.is_contiguous(), "workspace", "contiguous", list_text(workspace.strides()));

@@ -55,11 +55,13 @@ class Run:
     """One run of the program: how ops are called, the step's arrays on the device (see StepBatch), and results so far.
 
     plan(q, k_pages, indices, window) makes what the attention of all layers with one window shares; None if nothing does.
+    node_count: see pyspec/plans.py.
     """
 
     call: Call
     inputs: Mapping[str, Tensor]
-    plan: Callable[..., Tensor] | None
+    plan: Callable[..., Tensor] | None = None
+    node_count: int = 0
     registers: Registers = field(default_factory=Registers)
     workspaces: dict[int, Tensor] = field(default_factory=dict)  # by window
 
@@ -71,8 +73,8 @@ class Run:
         window = options["window"]
         if window not in self.workspaces:
             self.workspaces[window] = self.plan(q, pages[0], indices, window)
-        workspace = self.workspaces[window]
-        out, _ = self.call("tree_attention_run", q, *pages, *indices, None, None, None, workspace, **options)
+        args = (q, *pages, *indices, None, None, None, self.workspaces[window])
+        out, _ = self.call("tree_attention_run", *args, node_count=self.node_count, **options)
         return out
 
 
@@ -102,11 +104,8 @@ class DeviceProgram:
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self._held.values())
 
-    def run(
-        self, call: Call, inputs: Mapping[str, Tensor], plan: Callable[..., Tensor] | None = None
-    ) -> Tensor:
-        """Logits [R, V] of the nodes in `inputs`; their KV is written to the cache. `plan`: see Run."""
-        run = Run(call, inputs, plan)
+    def run(self, run: Run) -> Tensor:
+        """Logits [R, V] of the nodes in run.inputs; their KV is written to the cache."""
         for step in self._steps:
             step(run)
         return run.registers.read(self._logits)

@@ -18,7 +18,7 @@ from torch import Tensor
 from pyspec import backends, plans
 from pyspec.contract import OPS
 from pyspec.engine.batch import StepBatch
-from pyspec.engine.device_program import Call, DeviceProgram
+from pyspec.engine.device_program import Call, DeviceProgram, Run
 from pyspec.engine.executor import Weights
 from pyspec.engine.graphs import Graphs
 from pyspec.engine.kv_pages import KVCache
@@ -58,7 +58,7 @@ class GpuExecutor:
     def run(self) -> None:
         batch = self._padded
         batch.resize()
-        self._graphs.run(("model", batch.T, batch.R), self._model, batch.send_blank, batch.send)
+        self._graphs.run(("model", *batch.sizes), self._model, batch.send_blank, batch.send)
 
     def wait(self) -> None:
         if self._on_cuda:
@@ -69,7 +69,9 @@ class GpuExecutor:
 
     def verify(self, num_logprobs: int) -> Verified:
         batch, body = self._padded, partial(self._walk, self._call, num_logprobs)
-        results = self._graphs.run(("walk", batch.R, num_logprobs), body, batch.send_blank, batch.send)
+        results = self._graphs.run(
+            ("walk", *batch.sizes[1:], num_logprobs), body, batch.send_blank, batch.send
+        )
         return Verified(*(out.numpy()[: self._batch.B] for out in self._read_back(results)))
 
     def nbytes(self) -> dict[str, int]:
@@ -89,8 +91,10 @@ class GpuExecutor:
 
     def _model(self) -> None:
         """Logits go to a buffer of their own: of a graph's memory only results outlive it, and these are large."""
+        batch = self._padded
         plan = self._plan if self._backend in plans.WITH_WORKSPACE else None
-        self._logits[: self._padded.R].copy_(self._program.run(self._call, self._padded.inputs(), plan))
+        run = Run(self._call, batch.inputs(), plan, batch.nodes_per_request)
+        self._logits[: batch.R].copy_(self._program.run(run))
 
     def _walk(self, call: Call, num_logprobs: int) -> tuple[Tensor, ...]:
         """Walk every tree and move the KV of accepted nodes in every layer; a path of 0, 1, 2 ... moves onto itself."""
@@ -129,5 +133,5 @@ class GpuExecutor:
                 )
             return spec.fake(*args, **kwargs)
 
-        self._program.run(ask, self._padded.inputs())
+        self._program.run(Run(ask, self._padded.inputs()))
         self._walk(ask, 0)

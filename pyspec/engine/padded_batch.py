@@ -34,7 +34,8 @@ def padding_pages(max_tokens: int, page_size: int) -> int:
 
 
 class PaddedBatch:
-    """Sends a batch to the device. T nodes and R rows of logits are the padded sizes of the batch sent last."""
+    """Sends a batch to the device. T nodes, R rows of logits and B requests are the padded sizes of the batch sent last; the
+    padding is request B, besides them."""
 
     def __init__(self, batch: StepBatch, num_pages: int, device: torch.device) -> None:
         """`num_pages` of the cache, whose last ones are the padding's."""
@@ -45,25 +46,37 @@ class PaddedBatch:
         count = padding_pages(batch.max_tokens, batch.page_size)
         self._pages = np.arange(num_pages - count, num_pages, dtype=np.int32)
         max_batch, width = batch.page_table.shape
+        self._requests = buckets(max_batch)
+        most = self._requests[-1]
         lengths = {
             **dict.fromkeys(PER_NODE, self._sizes[-1]), **dict.fromkeys(PER_ROW, self.max_rows),
-            **dict.fromkeys(OFFSETS, max_batch + 2), **dict.fromkeys(PER_REQUEST, max_batch + 1),
+            **dict.fromkeys(OFFSETS, most + 2), **dict.fromkeys(PER_REQUEST, most + 1),
         }  # fmt: skip
         layout: dict[str, tuple[Shape, torch.dtype]] = {
             name: ((length,), torch.from_numpy(batch.arrays[name]).dtype) for name, length in lengths.items()
         }
-        layout["page_table"] = (max_batch + 1, max(width, count)), torch.int32
+        layout["page_table"] = (most + 1, max(width, count)), torch.int32
         self._staging = Staging(layout, device)
-        self.T = self.R = 1
+        self.T = self.R = self.B = 1
         self._holds: StepBatch | None = None
 
     @property
     def nbytes(self) -> int:
         return self._staging.nbytes
 
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """T, R and B: steps of one size run the same launches."""
+        return self.T, self.R, self.B
+
+    @property
+    def nodes_per_request(self) -> int:
+        return -(-self.T // self.B)
+
     def resize(self) -> None:
         """Take the padded sizes of the batch as it is filled now; what was sent before is gone."""
         self.T, self.R = (bucket(max(1, n), self._sizes) for n in (self._batch.T, self._batch.R))
+        self.B = bucket(max(1, self._batch.B), self._requests)
         self._holds = None
 
     def send(self) -> None:
@@ -77,9 +90,11 @@ class PaddedBatch:
 
     def inputs(self) -> dict[str, Tensor]:
         """The arrays on the device, of the padded sizes."""
-        cut = {**dict.fromkeys(PER_NODE, self.T), **dict.fromkeys(PER_ROW, self.R)}
-        arrays = self._staging.device
-        return {name: array[: cut[name]] if name in cut else array for name, array in arrays.items()}
+        cut = {
+            **dict.fromkeys(PER_NODE, self.T), **dict.fromkeys(PER_ROW, self.R), **dict.fromkeys(OFFSETS, self.B + 2),
+            **dict.fromkeys((*PER_REQUEST, "page_table"), self.B + 1),
+        }  # fmt: skip
+        return {name: array[: cut[name]] for name, array in self._staging.device.items()}
 
     def _send(self, batch: StepBatch) -> None:
         T, R, B, arrays = batch.T, batch.R, batch.B, self._staging.fill()
@@ -100,13 +115,13 @@ class PaddedBatch:
             arrays[name][rows] = 0
         arrays["row_parents"][R : min(R + 1, self.R)] = -1
         for name, used, padded in (("cu_t", T, self.T), ("cu_r", R, self.R)):
-            arrays[name][B + 1 : -1] = used
-            arrays[name][-1] = padded
+            arrays[name][B + 1 : self.B + 1] = used
+            arrays[name][self.B + 1] = padded
         for name in PER_REQUEST:
             arrays[name][B:] = 1 if name == "top_p" else 0
         table = arrays["page_table"]
         table[:B, : batch.page_table.size(1)] = batch.arrays["page_table"][:B]
-        table[B:-1] = self._pages[0]
-        table[-1, : len(self._pages)] = self._pages
+        table[B : self.B] = self._pages[0]
+        table[self.B, : len(self._pages)] = self._pages
         self._staging.send()
         self._holds = batch

@@ -44,6 +44,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> set[str]:
             return torch.zeros(1, dtype=torch.uint8)
         if op == "tree_attention_run":
             op, args = "tree_attention", args[:-1]
+            assert kwargs.pop("node_count") > 0
         spec = OPS[op]
         return spec.run(*args, *(None,) * (len(spec.inputs) - len(args)), **kwargs)
 
@@ -143,8 +144,8 @@ def request(pages: list[int], kv_len: int) -> Request:
     return Request([1], SamplingParams(seed=3), TextStream(None, ()), None, 1, pages=pages, kv_len=kv_len)
 
 
-def padded(works: list[Work]) -> PaddedBatch:
-    batch = StepBatch(20, 12, 3, 5, 4)
+def padded(works: list[Work], max_batch: int = 3) -> PaddedBatch:
+    batch = StepBatch(20, 12, max_batch, 5, 4)
     batch.fill(works)
     padded = PaddedBatch(batch, 10 + padding_pages(20, 4), torch.device("cpu"))
     padded.resize()
@@ -158,11 +159,23 @@ def test_padding_is_a_request_of_its_own() -> None:
     inputs = batch.inputs()
     assert (batch.T, batch.R) == (6, 6)
     assert inputs["tokens"].tolist() == [7, 8, 9, 8, 5, 0]
-    assert inputs["cu_t"].tolist() == inputs["cu_r"].tolist() == [0, 5, 5, 5, 6]
+    assert inputs["cu_t"].tolist() == inputs["cu_r"].tolist() == [0, 5, 6]
     assert inputs["slots"].tolist() == [6, 7, 16, 17, 18, 40]  # page 10 is the first of the padding
-    assert inputs["kv_len"].tolist() == [6, 0, 0, 0]
+    assert inputs["kv_len"].tolist() == [6, 0]
     assert inputs["page_table"][-1, :6].tolist() == [10, 11, 12, 13, 14, 15]
-    assert inputs["seed"].tolist() == [3, 0, 0, 0]
+    assert inputs["seed"].tolist() == [3, 0]
+
+
+def test_requests_that_a_batch_lacks_have_no_nodes() -> None:
+    chain = TokenTree.chain([4, 4])
+    works = [Work.decode(request([2 * b, 2 * b + 1], b), chain) for b in range(5)]
+    batch = padded(works, max_batch=8)
+    inputs = batch.inputs()
+    assert batch.sizes == (12, 12, 6)
+    assert batch.nodes_per_request == 2
+    assert inputs["cu_t"].tolist() == inputs["cu_r"].tolist() == [0, 2, 4, 6, 8, 10, 10, 12]
+    assert inputs["kv_len"].tolist() == [0, 1, 2, 3, 4, 0, 0]
+    assert inputs["top_p"].tolist() == [1.0] * 7
 
 
 @pytest.mark.parametrize("nodes", range(1, 13))
