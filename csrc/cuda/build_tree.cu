@@ -91,30 +91,28 @@ class NodeLaw {
 __global__ void __launch_bounds__(kThreads, 1) best_children(const BuildTreeParams p, int per_node) {
   PYSPEC_DYNAMIC_SHARED(smem);
   auto& s = *reinterpret_cast<cuda::Scratch*>(smem);
-  for (int64_t t = blockIdx.x; t < p.T; t += gridDim.x) {
-    const int64_t b = cuda::request_of(p.cu_t, p.B, t);
-    if (b < 0) continue;
-    int64_t* best = p.node_best + t * per_node;
-    const float node_score = p.node_score[t];
-    int found = 0;
-    if (PYSPEC_PLANTED(22) || fabsf(node_score) < kInfinity) {
-      const Row row(p.logits + t * p.logits_stride_t, p.V, s);
-      if (!row.dead()) {
-        const bool greedy = p.temperature[b] < cuda::kGreedyBelow;
-        const double inv_t = greedy ? 1.0 : 1.0 / double(p.temperature[b]);
-        const Noise noise(p.seed[b], p.stream[b], p.position[b] + PYSPEC_PLANTED(24));
-        NodeLaw law(row, inv_t, p.shared_noise && !greedy, noise, node_score);
-        law.set_sum(cuda::lane_sum(row, s, law));
-        const uint64_t beyond = cuda::beyond_first(law.own(), per_node, s);
-        cuda::Ahead<Row> ahead(row);
-        found = cuda::select(p.V, per_node, beyond, s, [&](int64_t i, uint64_t worst, uint64_t (&key)[4]) {
-          law.keys(i, ahead.take(i), worst, key);
-        });
-      }
+  const int64_t t = blockIdx.x, b = cuda::request_of(p.cu_t, p.B, t);
+  if (b < 0) return;
+  int64_t* best = p.node_best + t * per_node;
+  const float node_score = p.node_score[t];
+  int found = 0;
+  if (PYSPEC_PLANTED(22) || fabsf(node_score) < kInfinity) {
+    const Row row(p.logits + t * p.logits_stride_t, p.V, s);
+    if (!row.dead()) {
+      const bool greedy = p.temperature[b] < cuda::kGreedyBelow;
+      const double inv_t = greedy ? 1.0 : 1.0 / double(p.temperature[b]);
+      const Noise noise(p.seed[b], p.stream[b], p.position[b] + PYSPEC_PLANTED(24));
+      NodeLaw law(row, inv_t, p.shared_noise && !greedy, noise, node_score);
+      law.set_sum(cuda::lane_sum(row, s, law));
+      const uint64_t beyond = cuda::beyond_first(law.own(), per_node, s);
+      cuda::Ahead<Row> ahead(row);
+      found = cuda::select(p.V, per_node, beyond, s, [&](int64_t i, uint64_t worst, uint64_t (&key)[4]) {
+        law.keys(i, ahead.take(i), worst, key);
+      });
     }
-    for (int i = int(threadIdx.x); i < per_node; i += kThreads)
-      best[i] = int64_t(i < found ? s.lists.keys[i] : kNoKey);
   }
+  for (int i = int(threadIdx.x); i < per_node; i += kThreads)
+    best[i] = int64_t(i < found ? s.lists.keys[i] : kNoKey);
 }
 
 // Merges the lists of a request's nodes. An entry's index in them takes the token's place in its key: it
@@ -122,31 +120,29 @@ __global__ void __launch_bounds__(kThreads, 1) best_children(const BuildTreePara
 __global__ void __launch_bounds__(kThreads, 1) merge_children(const BuildTreeParams p, int per_node) {
   PYSPEC_DYNAMIC_SHARED(smem);
   auto& s = *reinterpret_cast<cuda::Scratch*>(smem);
-  for (int64_t b = blockIdx.x; b < p.B; b += gridDim.x) {
-    const int64_t* entries = p.node_best + p.cu_t[b] * int64_t(per_node);
-    const int64_t size = (p.cu_t[b + 1] - p.cu_t[b]) * int64_t(per_node);
-    const int found =
-        cuda::select(size, int(p.width), kNoKey, s, [&](int64_t i, uint64_t, uint64_t (&key)[4]) {
+  const int64_t b = blockIdx.x;
+  const int64_t* entries = p.node_best + p.cu_t[b] * int64_t(per_node);
+  const int64_t size = (p.cu_t[b + 1] - p.cu_t[b]) * int64_t(per_node);
+  const int found = cuda::select(size, int(p.width), kNoKey, s, [&](int64_t i, uint64_t, uint64_t (&key)[4]) {
 #pragma unroll
-          for (int k = 0; k < 4; ++k) {
-            const auto entry = i + k < size ? uint64_t(entries[i + k]) : kNoKey;
-            const auto index = uint64_t(PYSPEC_PLANTED(21) ? size - 1 - i - k : i + k);
-            key[k] = entry == kNoKey ? kNoKey : (entry & ~uint64_t(0xffffffffu)) | index;
-          }
-        });
-    for (int i = int(threadIdx.x); i < p.width; i += kThreads) {
-      const int64_t to = b * p.width + i;
-      if (i < found) {
-        const uint64_t key = s.lists.keys[i];
-        const int64_t index = PYSPEC_PLANTED(21) ? size - 1 - int64_t(uint32_t(key)) : int64_t(uint32_t(key));
-        p.token[to] = cuda::key_id(uint64_t(entries[index]));
-        p.parent[to] = int32_t(index / per_node);
-        p.score[to] = cuda::key_value(key);
-      } else if (!PYSPEC_PLANTED(23)) {
-        p.token[to] = -1;
-        p.parent[to] = -1;
-        p.score[to] = -kInfinity;
-      }
+    for (int k = 0; k < 4; ++k) {
+      const auto entry = i + k < size ? uint64_t(entries[i + k]) : kNoKey;
+      const auto index = uint64_t(PYSPEC_PLANTED(21) ? size - 1 - i - k : i + k);
+      key[k] = entry == kNoKey ? kNoKey : (entry & ~uint64_t(0xffffffffu)) | index;
+    }
+  });
+  for (int i = int(threadIdx.x); i < p.width; i += kThreads) {
+    const int64_t to = b * p.width + i;
+    if (i < found) {
+      const uint64_t key = s.lists.keys[i];
+      const int64_t index = PYSPEC_PLANTED(21) ? size - 1 - int64_t(uint32_t(key)) : int64_t(uint32_t(key));
+      p.token[to] = cuda::key_id(uint64_t(entries[index]));
+      p.parent[to] = int32_t(index / per_node);
+      p.score[to] = cuda::key_value(key);
+    } else if (!PYSPEC_PLANTED(23)) {
+      p.token[to] = -1;
+      p.parent[to] = -1;
+      p.score[to] = -kInfinity;
     }
   }
 }
@@ -156,10 +152,9 @@ __global__ void __launch_bounds__(kThreads, 1) merge_children(const BuildTreePar
 void build_tree_cuda(const BuildTreeParams& p, void* stream) {
   if (p.B == 0) return;
   const int per_node = int(std::min(p.width, p.V));
-  const auto blocks = [](int64_t items) { return unsigned(std::min(items, cuda::kMaxBlocks)); };
   constexpr size_t kSmem = sizeof(cuda::Scratch);
-  if (p.T > 0) PYSPEC_LAUNCH(best_children, blocks(p.T), kThreads, kSmem, stream, p, per_node);
-  PYSPEC_LAUNCH(merge_children, blocks(p.B), kThreads, kSmem, stream, p, per_node);
+  if (p.T > 0) PYSPEC_LAUNCH(best_children, unsigned(p.T), kThreads, kSmem, stream, p, per_node);
+  PYSPEC_LAUNCH(merge_children, unsigned(p.B), kThreads, kSmem, stream, p, per_node);
 }
 
 }  // namespace pyspec

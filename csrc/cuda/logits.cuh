@@ -33,18 +33,29 @@ class Row {
     float best = -kInfinity;
     int64_t id = 4 * int64_t(threadIdx.x);
     const bool any = id < V_;
-#pragma unroll 4
-    for (int64_t i = 4 * int64_t(threadIdx.x); i < V_; i += kChunk) {
-      const float4 z = quad(i);
-      const float values[4] = {z.x, z.y, z.z, z.w};
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        if (values[k] > best) {
-          best = values[k];
-          id = i + k;
-        }
+    const auto consider = [&](float value, int64_t i) {
+      if (value > best) {
+        best = value;
+        id = i;
       }
+    };
+    const auto consider4 = [&](float4 z, int64_t i) {
+      consider(z.x, i);
+      consider(z.y, i + 1);
+      consider(z.z, i + 2);
+      consider(z.w, i + 3);
+    };
+    int64_t i = id;
+    constexpr int kLoads = 4;  // under way at a time: 32 KB a block, what the latency of memory asks for
+    for (; vector_ && i + (kLoads - 1) * kChunk + 4 <= V_; i += kLoads * kChunk) {
+      float4 z[kLoads];
+#pragma unroll
+      for (int j = 0; j < kLoads; ++j) z[j] = load4<true>(logits_ + i + j * kChunk, 4);
+#pragma unroll
+      for (int j = 0; j < kLoads; ++j)
+        consider4({clean(z[j].x), clean(z[j].y), clean(z[j].z), clean(z[j].w)}, i + j * kChunk);
     }
+    for (; i < V_; i += kChunk) consider4(quad(i), i);
     const uint64_t first = block_min(any ? make_key(best, id) : kNoKey, s);
     argmax_ = key_id(first);
     max_ = key_value(first);
@@ -78,9 +89,8 @@ class Row {
 
  private:
   __device__ float clean(float x) const {
-    if (infinite_) return x == kInfinity ? 0.0f : -kInfinity;
-    x = fabsf(x) < 0x1p-126f ? 0.0f : x;
-    return x == x ? x : -kInfinity;
+    const float top = x == kInfinity ? 0.0f : -kInfinity, small = fabsf(x) < 0x1p-126f ? 0.0f : x;
+    return infinite_ ? top : small == small ? small : -kInfinity;
   }
 
   const float* logits_;
@@ -103,10 +113,17 @@ struct Weights {
     return z > -kInfinity && make_key(z, id) <= last ? of(z) : 0.0;
   }
   __device__ void operator()(int64_t i, float4 z, double (&w)[4]) const {
-    w[0] = of(z.x, i);
-    w[1] = of(z.y, i + 1);
-    w[2] = of(z.z, i + 2);
-    w[3] = of(z.w, i + 3);
+    const float values[4] = {z.x, z.y, z.z, z.w};
+    if (last == kNoKey) {  // all tokens: four chains of arithmetic side by side, without a branch
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const double weight = of(values[k]);
+        w[k] = values[k] > -kInfinity ? weight : 0.0;
+      }
+    } else {  // most tokens have been filtered
+#pragma unroll
+      for (int k = 0; k < 4; ++k) w[k] = of(values[k], i + k);
+    }
   }
 };
 

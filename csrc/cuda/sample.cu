@@ -11,8 +11,6 @@
 //   5           lane sums are folded neighbours first
 //   6           top-p trusts sums of another order, however close the cut is
 //   14          block_min: what a warp found may be overwritten before everyone has read it
-#include <algorithm>
-
 #include "cuda/pipeline.cuh"
 #include "pyspec/sample.h"
 
@@ -22,20 +20,18 @@ namespace {
 __global__ void __launch_bounds__(cuda::kThreads, 1) sample_rows(const SampleParams p) {
   PYSPEC_DYNAMIC_SHARED(smem);
   auto& scratch = *reinterpret_cast<cuda::Scratch*>(smem);
-  for (int64_t t = blockIdx.x; t < p.T; t += gridDim.x) {
-    const cuda::Law law{p.temperature[t], p.top_p[t], p.min_p[t], p.top_k[t], p.stream[t], p.seed[t]};
-    const cuda::Pick out{p.token + t, p.logprob ? p.logprob + t : nullptr, p.top_tokens + t * p.num_logprobs,
-                         p.top_logprobs + t * p.num_logprobs};
-    cuda::pick(p.logits + t * p.logits_stride_t, p.V, p.positions[t], law, p.num_logprobs, out, scratch);
-  }
+  const int64_t t = blockIdx.x;
+  const cuda::Law law{p.temperature[t], p.top_p[t], p.min_p[t], p.top_k[t], p.stream[t], p.seed[t]};
+  const cuda::Pick out{p.token + t, p.logprob ? p.logprob + t : nullptr, p.top_tokens + t * p.num_logprobs,
+                       p.top_logprobs + t * p.num_logprobs};
+  cuda::pick(p.logits + t * p.logits_stride_t, p.V, p.positions[t], law, p.num_logprobs, out, scratch);
 }
 
 }  // namespace
 
 void sample_cuda(const SampleParams& p, void* stream) {
   if (p.T == 0) return;
-  PYSPEC_LAUNCH(sample_rows, unsigned(std::min(p.T, cuda::kMaxBlocks)), cuda::kThreads, sizeof(cuda::Scratch),
-                stream, p);
+  PYSPEC_LAUNCH(sample_rows, unsigned(p.T), cuda::kThreads, sizeof(cuda::Scratch), stream, p);
 }
 
 }  // namespace pyspec

@@ -120,20 +120,24 @@ __device__ inline int select(int64_t size, int n, uint64_t worst, Scratch& s, Of
   return kept;
 }
 
-// The quads of a row, one chunk after another, each loaded while the one before it is used.
+// The quads of a row, one chunk after another, each loaded two chunks before it is used.
 template <typename Row>
 class Ahead {
  public:
-  __device__ explicit Ahead(const Row& row) : row_(row), next_(row.quad(4 * int64_t(threadIdx.x))) {}
+  __device__ explicit Ahead(const Row& row)
+      : row_(row),
+        next_(row.quad(4 * int64_t(threadIdx.x))),
+        second_(row.quad(4 * int64_t(threadIdx.x) + kChunk)) {}
   __device__ float4 take(int64_t i) {
     const float4 z = next_;
-    next_ = row_.quad(i + kChunk);
+    next_ = second_;
+    second_ = row_.quad(i + 2 * kChunk);
     return z;
   }
 
  private:
   const Row& row_;
-  float4 next_;
+  float4 next_, second_;
 };
 
 // The sum of the lanes held by the first warp, lane i + lane i + half, to every thread.

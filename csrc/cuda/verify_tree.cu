@@ -10,8 +10,6 @@
 //   11          every node has the root's position
 //   12          of equal siblings the last is walked
 //   13          what lies beyond path_len is left as it was
-#include <algorithm>
-
 #include "cuda/pipeline.cuh"
 #include "cuda/requests.cuh"
 #include "pyspec/verify_tree.h"
@@ -74,12 +72,11 @@ __device__ void walk(const VerifyTreeParams& p, int64_t b, cuda::Scratch& s, Pic
 __global__ void __launch_bounds__(kThreads, 1) walk_rows(const VerifyTreeParams p) {
   PYSPEC_DYNAMIC_SHARED(smem);
   auto& scratch = *reinterpret_cast<cuda::Scratch*>(smem);
-  for (int64_t b = blockIdx.x; b < p.B; b += gridDim.x) {
-    walk(p, b, scratch, [&](int64_t node, int64_t depth, const cuda::Pick& out) {
-      return cuda::pick(p.logits + node * p.logits_stride_t, p.V, int64_t(p.position[b]) + depth + 1,
-                        law_of(p, b), p.num_logprobs, out, scratch);
-    });
-  }
+  const int64_t b = blockIdx.x;
+  walk(p, b, scratch, [&](int64_t node, int64_t depth, const cuda::Pick& out) {
+    return cuda::pick(p.logits + node * p.logits_stride_t, p.V, int64_t(p.position[b]) + depth + 1,
+                      law_of(p, b), p.num_logprobs, out, scratch);
+  });
 }
 
 // One block picks from one node's row; its depth is the number of its ancestors.
@@ -118,7 +115,7 @@ void verify_tree_cuda(const VerifyTreeParams& p, void* stream) {
   if (p.B == 0) return;
   constexpr size_t kSmem = sizeof(cuda::Scratch);
   if (!picks_all_nodes(p.T)) {
-    PYSPEC_LAUNCH(walk_rows, unsigned(std::min(p.B, cuda::kMaxBlocks)), kThreads, kSmem, stream, p);
+    PYSPEC_LAUNCH(walk_rows, unsigned(p.B), kThreads, kSmem, stream, p);
     return;
   }
   if (p.T > 0) PYSPEC_LAUNCH(pick_nodes, unsigned(p.T), kThreads, kSmem, stream, p);
