@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be asked of the CUDA bindings without a GPU: kernels are declared and registered, bad calls are refused.
+"""What can be asked of CUDA sources without a GPU: kernels are declared, registered and store wide; bad calls are refused.
 
 That kernels compile for every target without spills: tests/test_gpu_budgets.py.
 """
@@ -7,6 +7,8 @@ That kernels compile for every target without spills: tests/test_gpu_budgets.py.
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,36 @@ from pyspec.contract import OPS
 
 ROOT = Path(__file__).parent.parent
 KERNELS = sorted((ROOT / "csrc/cuda").glob("*.cu"))
+NVCC = shutil.which("nvcc")
+# Kernels of rows, and what marks in their mangled names those that access four elements or 16 bytes at once.
+WIDE = {
+    "append_kv": "ILi4E", "commit_kv": "I5uint4E", "embedding": "ILi4E", "quant_embedding": "QuantFormatE", "rms_norm": "ILb1E",
+    "rms_norm_quantize": "ILb1E", "rope": "ILi4E", "silu_mul": "ILb1E", "softcap": "ILb1E",
+}  # fmt: skip
+
+
+@pytest.mark.skipif(NVCC is None, reason="nvcc is not on PATH: CUDA kernels cannot be compiled here")
+@pytest.mark.parametrize("stem", WIDE)
+def test_wide_stores_stay_wide(stem: str, tmp_path: Path) -> None:
+    """nvcc splits a plain store of four elements in four where these are computed one after the other."""
+    flags = [
+        "-O3",
+        "-std=c++20",
+        "-fmad=false",
+        "-arch=sm_90a",
+        "-I",
+        ROOT / "csrc",
+        "-I",
+        ROOT / "csrc/include",
+    ]
+    ptx = tmp_path / "kernel.ptx"
+    subprocess.run([NVCC, *flags, "-ptx", "-o", ptx, ROOT / f"csrc/cuda/{stem}.cu"], check=True)
+    entries = re.split(r"^(?:\.visible )?\.entry ", ptx.read_text(), flags=re.MULTILINE)[1:]
+    wide = [entry for entry in entries if WIDE[stem] in entry.split("(", 1)[0]]
+    assert wide
+    for entry in wide:
+        assert re.search(r"st\.global(\.cg)?\.v4", entry), entry.split("(", 1)[0]
+        assert not re.search(r"st\.global(\.cg)?\.f32 .*\+4\]", entry), "four single stores"
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda path: path.stem)
