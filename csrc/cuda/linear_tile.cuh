@@ -51,8 +51,8 @@ __device__ inline int swizzled(int channel, int q) {
 }
 
 // Rows of x as the B operand: 8 consecutive k of one row, as four words of two k. f32 becomes bf16 hi + lo
-// (error 2^-17 of x) and costs two MMAs. A strided word has k and k + 4 (the order of nibbles), else k and k
-// + 1.
+// (error 2^-17 of x) and costs two MMAs; an infinity has no lo part and makes its row NaN. A strided word has
+// k and k + 4 (the order of nibbles), else k and k + 1.
 struct F32Rows {
   using T = float;
   struct Raw {

@@ -69,6 +69,7 @@ def test_every_weight_is_exact() -> None:
 @pytest.mark.parametrize("x_dtype", [F32, BF16])
 def test_rows_do_not_depend_on_the_batch(granularity: str, x_dtype: torch.dtype) -> None:
     assert rows_are_independent(OP, case_of(70, 33, 300, granularity, x_dtype))
+    assert rows_are_independent(OP, case_of(9, 4100, 64, granularity, x_dtype))
 
 
 @pytest.mark.parametrize("m", [2, 10])
