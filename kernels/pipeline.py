@@ -78,14 +78,15 @@ def key_value(key):
 @triton.jit
 def first_best(row_ptr, vocab, BLOCK: tl.constexpr):
     """The largest cleaned value (f32), the first token that has it, and whether it is +inf and counts as 0."""
-    best = tl.full([], -_INF, tl.float32)
-    token = tl.full([], 0, tl.int32)
+    lane_best = tl.full([BLOCK], -_INF, tl.float32)
+    lane_token = tl.zeros([BLOCK], tl.int32)
     for start in range(0, vocab, BLOCK):
         ids = start + tl.arange(0, BLOCK)
         z = load_row(row_ptr, ids, vocab, False, True)
-        top = tl.max(z, axis=0)
-        token = tl.where(top > best, tl.min(tl.where(z == top, ids, _HIGHEST_KEY), axis=0), token)
-        best = tl.maximum(best, top)
+        lane_token = tl.where(z > lane_best, ids, lane_token)
+        lane_best = tl.maximum(lane_best, z)
+    best = tl.max(lane_best, axis=0)
+    token = tl.min(tl.where(lane_best == best, lane_token, _HIGHEST_KEY), axis=0)
     infinite = best == _INF
     return tl.where(infinite, 0.0, best), token, infinite
 
@@ -170,17 +171,32 @@ def bisect(
     while high - low > 1:
         key2 = (low + high) >> 1
         key1, key3 = (low + key2) >> 1, (key2 + high) >> 1
-        sum1, sum2, sum3 = above, above, above
+        part1 = tl.zeros([BLOCK], tl.float64 if MASS else tl.int32)  # by lane: one reduction per pass
+        part2, part3 = part1, part1
         for start in range(0, vocab, BLOCK):
             ids = start + tl.arange(0, BLOCK)
             z = load_row(row_ptr, ids, vocab, infinite, CLEAN)
             k = order_key(z)
-            counts = (k > key1) & (k <= high) & kept(k, ids, cut_key, cut_id) & (ids < vocab)
-            if tl.max(counts.to(tl.int32), axis=0) > 0:
-                w = exp2((z.to(tl.float64) - best) * scale) if MASS else counts.to(tl.int32)
-                sum1 += tl.sum(tl.where(counts, w, 0), axis=0).to(tl.float64)
-                sum2 += tl.sum(tl.where(counts & (k > key2), w, 0), axis=0).to(tl.float64)
-                sum3 += tl.sum(tl.where(counts & (k > key3), w, 0), axis=0).to(tl.float64)
+            over1 = (
+                (k > key1.to(tl.int32))
+                & (k <= high.to(tl.int32))
+                & kept(k, ids, cut_key, cut_id)
+                & (ids < vocab)
+            )
+            over2, over3 = over1 & (k > key2.to(tl.int32)), over1 & (k > key3.to(tl.int32))
+            if MASS:
+                if tl.max(over1.to(tl.int32), axis=0) > 0:
+                    w = exp2((z.to(tl.float64) - best) * scale)
+                    part1 += tl.where(over1, w, 0.0)
+                    part2 += tl.where(over2, w, 0.0)
+                    part3 += tl.where(over3, w, 0.0)
+            else:
+                part1 += over1.to(tl.int32)
+                part2 += over2.to(tl.int32)
+                part3 += over3.to(tl.int32)
+        sum1 = above + tl.sum(part1, axis=0).to(tl.float64)
+        sum2 = above + tl.sum(part2, axis=0).to(tl.float64)
+        sum3 = above + tl.sum(part3, axis=0).to(tl.float64)
         if MASS:
             near = (
                 (tl.abs(sum1 - limit) <= bound)
