@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What CUDA kernels move and compute, counted while their sources run on the CPU emulator of tests/cuda_emulator: no GPU, no time.
+"""What CUDA kernels move and compute, counted while tests/cuda_emulator runs them on the CPU: no GPU, no time.
 
-`traffic_over_minimum`: bytes of all sectors of 32 bytes that are touched, each once (what DRAM moves at least), over the op's cost;
-`l2_over_minimum`: with every sector read once per block that reads it (what L2 gives if L1 keeps what a block has read), and
-`requested_over_minimum` once per warp instruction (if L1 keeps nothing); the three without what the kernels keep for themselves between
-their launches, which is `workspace`, a share of the minimum too. `bank_conflicts`: wavefronts of shared memory that conflicts added, in
-percent of all. `useful_mma_share`: rows, columns and steps of k of tensor-core products that are not all zeros, hence no padding.
+`traffic_over_minimum`: bytes of all sectors of 32 bytes that are touched, each once (what DRAM moves at least),
+over the op's cost; `l2_over_minimum`: with a sector read once per block (what L2 gives if L1 keeps what a block has
+read); `requested_over_minimum`: once per warp instruction (if L1 keeps nothing). All without `workspace`, what the
+kernels keep for themselves between launches, over the cost too. `bank_conflicts`: wavefronts of shared memory that
+conflicts added, in percent of all. `useful_mma_share`: rows, columns and steps of k of tensor-core products that are
+not all zeros, hence no padding.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def _quantised_case(M: int, N: int, K: int) -> Case:
 
 
 def _check(op: str, case: Case, result: Any) -> None:
-    """Against the specification; of a linear layer the first 64 channels, which do not depend on the others."""
+    """Against the specification; of a linear layer the first 64 channels, independent of the others."""
     args, got = list(case.args), result
     if op == "w4a16_linear":
         args[1:3] = args[1][:64], args[2][:64]

@@ -72,7 +72,7 @@ def test_bank_conflicts(stride: int, of_4: int, of_8: int, of_16: int) -> None:
 
 @pytest.mark.parametrize(("stride", "wavefronts"), [(4, 4), (12, 4), (8, 8), (16, 16), (32, 32)])
 def test_bank_conflicts_of_ldmatrix(stride: int, wavefronts: int) -> None:
-    """Four matrices of eight rows: rows 16 or 48 bytes apart lie in different banks, 128 bytes apart in the same."""
+    """Four matrices of eight rows: 16 or 48 bytes apart they lie in different banks, 128 apart in the same."""
     counters = counted("load_rows", stride)
     text = FIXTURE.read_text().splitlines()
     number = next(i for i, line in enumerate(text, 1) if line.endswith("// <- ldmatrix"))

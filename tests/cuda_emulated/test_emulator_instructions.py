@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Matrix instructions against numpy models of the fragments in the PTX ISA; warp and bit functions by hand; a whole matmul."""
+"""Matrix instructions against numpy models of the PTX ISA; warp and bit functions by hand; a whole matmul."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_mma_multiplies_the_fragments_of_the_isa(name: str) -> None:
 @pytest.mark.parametrize("transposed", [0, 1])
 @pytest.mark.parametrize("matrices", [2, 4])
 def test_ldmatrix_distributes_rows_as_the_isa_says(matrices: int, transposed: int) -> None:
-    """Thread T gets of matrix i, in register i, elements (T / 4, 2 (T % 4)) and the next; transposed, of the transpose."""
+    """Register i of thread T: elements (T / 4, 2 (T % 4)) and the next of matrix i, or of its transpose."""
     x = torch.randint(-30000, 30000, (matrices, 8, 8), dtype=torch.int16)
     out = torch.empty(32, 4, dtype=torch.int32)
     emulator.run(

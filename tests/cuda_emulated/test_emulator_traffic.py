@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bench of traffic runs, and what it counts on its quick cases stays near the least that the ops must move."""
+"""What the bench of traffic counts on its quick cases is near the least that the ops must move."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles what the emulator runs, on demand, into build/emulator: the machine, the bindings, and every kernel once per variant.
+"""Compiles on demand, into build/emulator: the machine, the bindings, every kernel once per variant.
 
 A library is compiled again when its command or any file that it was made from has changed.
 """
@@ -28,8 +28,8 @@ COMMON = ["-std=c++20", "-O2", "-g1", "-fPIC", "-ffp-contract=off", "-Wall", "-W
 MACHINE = ["-O3", "-march=native", "-fno-semantic-interposition", "-ftls-model=initial-exec", "-pthread"]
 # Calls from two lines stay two calls, for their line numbers.
 KERNEL = ["-x", "c++", "-fno-gnu-unique", "-fno-crossjumping", "-Wno-unused-function"]
-# Loads and stores as they are in the source: vector types as one access (no scalar replacement of their fields), others
-# neither merged nor turned into calls of memcpy. Then counts and the check of alignment are those of the source.
+# Loads and stores as they are in the source: vector types as one access (no scalar replacement of their
+# fields), others neither merged nor turned into calls of memcpy. Counts are then those of the source.
 CHECKED = [
     "-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0", "-fsanitize=alignment", "-fno-tree-vectorize",
     "-fno-tree-sra", "-fno-ipa-sra", "-fno-store-merging", "-fno-tree-loop-distribute-patterns",
@@ -72,7 +72,7 @@ def why_not() -> str:
     if shutil.which(CXX) is None:
         return f"the CUDA emulator needs a C++ compiler, {CXX} is not there"
     if cuda_include() is None:
-        return "the CUDA emulator needs CUDA's headers (a toolkit, or pip install nvidia-cuda-runtime nvidia-cuda-crt)"
+        return "the CUDA emulator needs CUDA's headers: a toolkit, or nvidia-cuda-runtime and -crt of pip"
     return ""
 
 
@@ -121,7 +121,7 @@ def _library(name: str, objects: list[Path], flags: list[str]) -> Path:
 
 
 def _made(name: str, suffix: str, arguments: list[str]) -> Path:
-    """The compiler's output for these arguments: made unless it is there and all that it was made from is as it was."""
+    """The compiler's output for these arguments: made unless it is there, of files that are as they were."""
     BUILD.mkdir(parents=True, exist_ok=True)
     if fresh := _fresh(name, suffix, arguments):
         return fresh
@@ -161,7 +161,7 @@ def _make(name: str, suffix: str, arguments: list[str]) -> Path:
 
 
 def _project_files(dependencies: Path) -> list[str]:
-    """The project's own files among those that the compiler read; the others change with their toolkits only."""
+    """The project's own files among those that the compiler read: others change with their toolkits."""
     names = dependencies.read_text().replace("\\\n", " ").split(":", 1)[1].split()
     dependencies.unlink()
     files = {Path(name).resolve() for name in names}

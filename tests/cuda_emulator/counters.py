@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was counted while kernels ran: traffic of buffers, bank conflicts of lines, MMAs, barriers. See counters.h."""
+"""What was counted while kernels ran: traffic, bank conflicts, MMAs, barriers. See counters.h."""
 
 from __future__ import annotations
 

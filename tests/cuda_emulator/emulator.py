@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Calls the CUDA ops on CPU tensors, through csrc/cuda/bind.cpp and the kernels' own sources.
 
-    emulator.call("rms_norm", x, weight, eps=1e-5)                          arguments and results of the torch op
-    emulator.call("rms_norm", x, weight, eps=1e-5, checked=True, bug=2)     shadow-checked, with planted bug 2
-    with emulator.schedule(order="reverse", copies="late", seed=3): ...     the order of threads, when cp.async lands
-    with emulator.counting() as counters: ...                               bytes, sectors, bank conflicts, MMAs (counters.py)
+    emulator.call("rms_norm", x, weight, eps=1e-5)                 arguments and results of the torch op
+    emulator.call("rms_norm", x, weight, eps=1e-5, checked=True, bug=2)    shadow-checked, planted bug 2
+    with emulator.schedule(order="reverse", copies="late"): ...    order of threads, when cp.async lands
+    with emulator.counting() as counters: ...                      traffic, bank conflicts, MMAs
 
 A call whose kernel does something wrong raises EmulatorError with everything found.
 """
@@ -56,7 +56,7 @@ class EmulatorError(RuntimeError):
 class Finding:
     """One kind of wrong at one place."""
 
-    kind: str  # race, unwritten, out of bounds, deadlock, divergence, mask, shuffle, barrier, alignment, cp.async, launch, ...
+    kind: str  # race, unwritten, out of bounds, ...: README.md has all of them
     place: str
     text: str
     kernel: str
@@ -95,7 +95,7 @@ def schedule(**changes: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def counting() -> Iterator[Counters]:
-    """Calls inside are counted, by the instrumented build. Buffers are named as the op's arguments and outputs."""
+    """Calls inside are counted, by the checked build. Buffers have the names of arguments and outputs."""
     global _counters
     before, _counters = _counters, Counters()
     try:
@@ -105,7 +105,7 @@ def counting() -> Iterator[Counters]:
 
 
 def call(op: str, *args: Any, checked: bool = False, bug: int = 0, **kwargs: Any) -> Any:
-    """Run a CUDA op on CPU tensors; tensors that its contract marks as written in place are written in place."""
+    """Run a CUDA op on CPU tensors; those that its schema marks as written in place are written in place."""
     _load_bindings().emulator_set_device_limits(_schedule.num_sms, SMEM_LIMITS[_schedule.device])
     function = getattr(getattr(torch.ops, NAMESPACE), op).default
     terms = function._schema.arguments
@@ -216,7 +216,8 @@ def _kernel_address(name: str, params: str, variant: Variant) -> int:
     library = load_kernels(
         next(source for source in sources if source.exists()), variant
     )  # a plan is in its op's file
-    symbol = f"_ZN6pyspec{len(name) + 5}{name}_cudaERKNS_{len(params)}{params}EPv"  # pyspec::<name>_cuda(const <params>&, void*)
+    # pyspec::<name>_cuda(const pyspec::<params>&, void*)
+    symbol = f"_ZN6pyspec{len(name) + 5}{name}_cudaERKNS_{len(params)}{params}EPv"
     return ctypes.cast(getattr(library, symbol), ctypes.c_void_p).value or 0
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of places in kernels: program counters become `file:line` by the debug information of the library they lie in."""
+"""Names of places in kernels: program counters become `file:line` by their library's debug information."""
 
 from __future__ import annotations
 
