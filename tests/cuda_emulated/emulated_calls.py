@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests of emulated kernels ask alike: calls on copies, every order of threads, views, planted bugs."""
+"""What the tests of emulated kernels ask alike: calls on copies, every order of threads, views, planted bugs.
+
+The emulator fills what a binding allocates with 0xff (NaN, or -1): an output that a kernel leaves unwritten is no result.
+"""
 
 from __future__ import annotations
 
