@@ -144,6 +144,21 @@ struct GatheredNibbles {
   template <bool kAhead>
   __device__ void prefetch(int) {}
 
+  // 8 weights of the channel whose scales begin at `first`; kGroups is 1 where all are of one group.
+  template <int kGroups>
+  __device__ void dequantise(uint32_t nibbles, int64_t first, const int (&group)[8],
+                             float (&weight)[8]) const {
+    float scale[kGroups], zero[kGroups];
+#pragma unroll
+    for (int i = 0; i < kGroups; ++i) {
+      scale[i] = widened(raw_value(p.scales, p.dtype, first + group[i]), p.dtype);
+      zero[i] = p.zeros ? widened(raw_value(p.zeros, p.dtype, first + group[i]), p.dtype) : 8.0f;
+    }
+#pragma unroll
+    for (int i = 0; i < 8; ++i)
+      weight[i] = (float(nibbles >> 4 * i & 15) - zero[i % kGroups]) * scale[i % kGroups];
+  }
+
   __device__ void fragments(const unsigned char* slot, int chunk, int chunk_k) {
     const int lane = threadIdx.x % 32;
     const int k = chunk_k + lane % 4 * 8;
@@ -153,6 +168,11 @@ struct GatheredNibbles {
       const int ki = PYSPEC_PLANTED(14) ? k + (i ^ 1) : k + i;
       group[i] = ki < p.K ? __ldg(p.g_idx + ki) : 0;  // behind K x is zero
     }
+    bool same = true;
+#pragma unroll
+    for (int i = 1; i < 8; ++i) same = same && group[i] == group[0];
+    const bool neighbours =
+        __all_sync(0xffffffffu, same);  // checkpoints without act-order may have a g_idx too
 #pragma unroll
     for (int h = 0; h < 2 * kTiles; ++h) {
       const int c = lane / 4 + 8 * h;
@@ -160,11 +180,10 @@ struct GatheredNibbles {
           slot + c * cuda::kStageBytes + cuda::swizzled(c, chunk) * cuda::kGranule + lane % 4 * 4);
       const int64_t first = min(n + 8 * h, int(p.N) - 1) * p.J;
       float weight[8];
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        const float scale = widened(raw_value(p.scales, p.dtype, first + group[i]), p.dtype);
-        const float zero = p.zeros ? widened(raw_value(p.zeros, p.dtype, first + group[i]), p.dtype) : 8.0f;
-        weight[i] = (float(nibbles >> 4 * i & 15) - zero) * scale;
+      if (neighbours) {
+        dequantise<1>(nibbles, first, group, weight);
+      } else {
+        dequantise<8>(nibbles, first, group, weight);
       }
 #pragma unroll
       for (int i = 0; i < 4; ++i)

@@ -98,6 +98,17 @@ def test_error_is_far_below_that_of_bf16() -> None:
     assert relative_error(output(OP, case), x, dense) < relative_error(low, x, dense) / 64
 
 
+def test_neighbours_of_one_group_share_its_scale() -> None:
+    """A g_idx of k // group_size, as checkpoints without act-order have: right, and an eighth of the scales are read."""
+    case = case_of(3, 20, 256, 64, act_order=True)
+    x, qweight, scales, zeros, _ = case.args
+    args = (x, qweight, scales, zeros, torch.arange(256, dtype=torch.int32) // 64)
+    neighbours = Case("neighbours", args, case.kwargs)
+    assert is_within_bound(neighbours)
+    read = [counted(OP, c).traffic["scales"].read_bytes for c in (case, neighbours)]
+    assert read[0] == 8 * read[1]
+
+
 @pytest.mark.parametrize("act_order", [False, True])
 @pytest.mark.parametrize("x_dtype", [F32, BF16])
 def test_rows_do_not_depend_on_the_batch(act_order: bool, x_dtype: torch.dtype) -> None:
