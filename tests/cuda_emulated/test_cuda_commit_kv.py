@@ -14,6 +14,7 @@ from emulated_calls import (
     how_caught,
     is_the_same_in_every_order,
     is_the_same_strided,
+    same,
     shifted,
 )
 
@@ -86,6 +87,19 @@ def test_a_layer_of_a_cache_in_one_tensor(dtype: torch.dtype) -> None:
     emulator.call("commit_kv", *args)
     assert all_same([*layers[0]], want[:2])
     assert not layers[1].view(torch.uint8).any()
+
+
+def test_all_layers_of_a_cache_in_one_call() -> None:
+    """[layers, P, S, G, D] seen as pages whose heads are the layers: a slot's heads are one run of G D elements."""
+    case = commit_case([LONG, [2, 4], []], 4, 3, 24)
+    layers = torch.stack([torch.stack([x.roll(i, 1) for i in range(5)]) for x in case.args[:2]])
+    want = layers.clone()
+    for i in range(5):
+        spec.commit_kv.run(want[0, i], want[1, i], *copies(case)[2:])
+    pages = [x.permute(1, 2, 0, 3, 4).flatten(3) for x in layers]
+    assert all(page.data_ptr() == x.data_ptr() for page, x in zip(pages, layers, strict=True))
+    emulator.call("commit_kv", *pages, *copies(case)[2:])
+    assert same(layers, want)
 
 
 @pytest.mark.parametrize("case", [MORE[1], MORE[2], MORE[0]])
