@@ -88,8 +88,16 @@ void emulator_finding(int i, const char** texts, uint64_t* at) {
 
 void emulator_clear_findings() { emulator::findings.clear(); }
 
+// `data` may lie up to 15 bytes behind the beginning of the allocation, for its remainder of 16: nobody owns
+// those.
 void emulator_name_buffer(const void* data, const char* name) {
-  if (emulator::Buffer* const buffer = emulator::find_buffer(data)) buffer->name = name;
+  emulator::Buffer* const buffer = emulator::find_buffer(data);
+  if (!buffer) return;
+  buffer->name = name;
+  const auto unowned = size_t(static_cast<const unsigned char*>(data) - buffer->data);
+  if (unowned >= 16) return;
+  buffer->data += unowned;
+  buffer->bytes -= unowned;
 }
 
 // Its pages cannot be written from here on.

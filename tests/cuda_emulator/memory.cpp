@@ -41,10 +41,9 @@ void* allocate_guarded(size_t bytes) {
 
 void free_guarded(void* data) {
   const std::lock_guard lock(mutex);
-  const auto it = std::find_if(all.begin(), all.end(), [=](const Buffer* b) { return b->data == data; });
-  if (it == all.end()) return;
-  Buffer* const buffer = *it;
-  all.erase(it);
+  Buffer* const buffer = find_buffer(data);
+  if (!buffer) return;
+  std::erase(all, buffer);
   if (settings().counting) retire_counters(*buffer);
   munmap(buffer->mapping, buffer->mapping_bytes);
   std::free(buffer->words);
