@@ -14,6 +14,7 @@ from .softcap import tanh
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
+STAGES = tl.constexpr(3)  # one tile of K and V ahead, and one more of the page table
 
 
 @triton.jit
@@ -98,8 +99,12 @@ def attend_tiles(
     S: tl.constexpr, D: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SPLIT: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, MASKED: tl.constexpr, PLANTED_BUG: tl.constexpr,
 ):  # fmt: skip
-    """The state after the tiles of slots [first, last). Without MASKED every row sees all of their slots."""
-    for tile in range(first, last, BLOCK_N):
+    """The state after the tiles of slots [first, last). Without MASKED every row sees all of their slots.
+
+    Loops count from 0: with a first value known at run time only, the compiler loses the alignment of pointers in them.
+    """
+    for index in tl.range(0, tl.cdiv(last - first, BLOCK_N), num_stages=1 if MASKED else STAGES):
+        tile = first + index * BLOCK_N
         row_max, row_sum, acc = attend_tile(
             q, q_low, row_max, row_sum, acc, tile, end, L, low, high, start, window, parents_ptr, table_ptr,
             k_pages_ptr, v_pages_ptr, k_scale_ptr, v_scale_ptr, k_stride_p, k_stride_s, v_stride_p, v_stride_s,

@@ -47,7 +47,6 @@ class Config:
     span: int
     block_n: int
     num_warps: int
-    num_stages: int
     tiles: int  # row tiles of all requests, at most
     spans: int  # of a request, at most
     parts: int  # programs that share the spans of a row tile; 1: nothing is stored
@@ -61,7 +60,7 @@ def pick_config(T: int, H: int, G: int, D: int, B: int, slots: int) -> Config:
     parts = min(spans, max(1, PROGRAMS // max(1, tiles * G)))
     if 4 * spans * T * H * (D + 2) > MAX_WORKSPACE:
         parts = 1
-    return Config(SPAN, 32, 8 if D > 64 else 4, 2, tiles, spans, parts)
+    return Config(SPAN, 32, 8 if D > 64 else 4, tiles, spans, parts)
 
 
 @triton.jit
@@ -111,10 +110,8 @@ def attend_kernel(
     # All rows see slots [whole_begin, whole_end); none sees slots outside of [begin, end).
     end = L + last_node + 1
     begin = tl.min(tl.where(mask_m, low, end), 0)
-    if PARTS > 1:
-        begin = (
-            tl.maximum(0, L - window + 1) if WINDOW else 0
-        )  # of the root: what fold_kernel expects of every row
+    if PARTS > 1:  # the root's: what fold_kernel expects of every row
+        begin = tl.maximum(0, L - window + 1) if WINDOW else 0
     whole_begin = tl.max(tl.where(mask_m, low, 0), 0)
     whole_end = tl.where(is_chain, L + first_node + 1, L)
 
@@ -152,7 +149,8 @@ def attend_kernel(
     row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
     row_sum = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    for span in range(first_span, last_span):
+    for index in range(0, last_span - first_span):
+        span = first_span + index
         span_begin = tl.maximum(span * SPAN, begin // BLOCK_N * BLOCK_N)
         span_end = tl.minimum((span + 1) * SPAN, end)
         whole_tile = tl.minimum(tl.maximum(span_begin, tl.cdiv(whole_begin, BLOCK_N) * BLOCK_N), span_end)
@@ -160,9 +158,8 @@ def attend_kernel(
         row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
         row_sum = tl.zeros([BLOCK_M], tl.float32)
         acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-        for stage in tl.static_range(
-            0 if WINDOW else 1, 3
-        ):  # the window's edge, what all rows see, the last tiles
+        # The window's edge, what all rows see, the last tiles.
+        for stage in tl.static_range(0 if WINDOW else 1, 3):
             row_max, row_sum, acc = attend_tiles(
                 q, q_low, row_max, row_sum, acc,
                 span_begin if stage == 0 else whole_tile if stage == 1 else tail_tile,
@@ -283,14 +280,14 @@ def _launch(
         *q.stride()[:2], page_table.stride(0), *k_pages.stride()[:3], *v_pages.stride()[:3], *scale_strides,
         PARTS=c.parts, R=H // G, S=S, D=D, SPAN=c.span, WINDOW=window > 0, SOFTCAP=softcap > 0, F16=f16,
         SPLIT=q.dtype == torch.float32 or (q.dtype == torch.float16 and not f16), BLOCK_M=BLOCK_M, BLOCK_N=c.block_n,
-        BLOCK_D=block_d, BLOCK_B=block_b, PLANTED_BUG=bug, num_warps=c.num_warps, num_stages=c.num_stages,
+        BLOCK_D=block_d, BLOCK_B=block_b, PLANTED_BUG=bug, num_warps=c.num_warps,
         enable_fp_fusion=False,
     )  # fmt: skip
     if c.parts > 1:
         block_h = min(8, triton.next_power_of_2(H))
         fold_kernel[(T, triton.cdiv(H, block_h))](
             partial, state, sinks, kv_len, cu_t, out, lse, T, H, B, window, D=D, SPAN=c.span, WINDOW=window > 0,
-            BLOCK_H=block_h, BLOCK_D=block_d, BLOCK_B=block_b, num_warps=4, num_stages=4, enable_fp_fusion=False,
+            BLOCK_H=block_h, BLOCK_D=block_d, BLOCK_B=block_b, num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip
     return out, lse
 
@@ -319,7 +316,7 @@ def aot_cases() -> list[AotCase]:
     constants = {
         "D": 128, "SPAN": SPAN, "WINDOW": False, "BLOCK_H": 8, "BLOCK_D": 128, "BLOCK_B": 8, "sinks_ptr": None,
     }  # fmt: skip
-    fold = Config(SPAN, 32, 4, 4, 1, 1, 1)
+    fold = Config(SPAN, 32, 4, 1, 1, 1)
     cases.append(_aot_case("tree_attention-fold", fold_kernel, {"out_ptr": "*bf16"}, constants, fold))
     return cases
 
@@ -331,4 +328,4 @@ def _aot_case(
     types = types | dict.fromkeys(floats, "*fp32") | {"factor": "fp32", "inner": "fp32"}
     kinds = {n: types.get(n, "*i32" if n.endswith("_ptr") else "i32") for n in kernel.arg_names}
     signature = {n: "constexpr" if n in constants else kind for n, kind in kinds.items()}
-    return AotCase(name, kernel, signature, constants, c.num_warps, c.num_stages)
+    return AotCase(name, kernel, signature, constants, c.num_warps)
