@@ -128,11 +128,13 @@ struct TreeAttention {
     check.tensor("kv_len", kv_len, {B}, {at::kInt});
     check.tensor("cu_t", cu_t, {{"B+1", B.size + 1}}, {at::kInt});
     check.tensor("parents", parents, {{"T", q_shape[0]}}, {at::kInt});
+    const at::Tensor table = page_table.contiguous();
     const at::Tensor lengths = kv_len.contiguous(), offsets = cu_t.contiguous(), tree = parents.contiguous();
     const DeviceLimits limits = kLimits(parents.device());
     TreeAttentionCudaParams p{};
     p.kv_len = lengths.const_data_ptr<int32_t>();
     p.cu_t = offsets.const_data_ptr<int32_t>();
+    p.page_table = table.const_data_ptr<int32_t>();
     p.parents = tree.const_data_ptr<int32_t>();
     p.T = q_shape[0], p.H = q_shape[1], p.D = q_shape[2];
     p.S = pages_shape[1], p.G = pages_shape[2], p.B = B.size, p.W = W.size;

@@ -14,6 +14,8 @@
 //   8  a slot is looked for in the page of the next one
 //   9  a window is one position too wide for ancestors
 //  10  the folded parts begin with the second one
+//  11  the rest of a request does not wait for the spans that its group shares
+//  12  requests share one span more than their page tables do
 #include "cuda/tree_attention_kernel.cuh"
 #include "cuda/tree_attention_plan.cuh"
 

@@ -29,15 +29,29 @@ struct Shape {
 };
 constexpr Shape shape_of(int64_t D) { return {D <= 96 ? 32 : 16, 3, D == 64 ? 2 : 1, D == 256 ? 8 : 16}; }
 
-// Rows [row0, row0 + rows) of a request: row r is node r / R with query head r % R of whichever KV head.
+enum class TileRole : int32_t {
+  kOwn,     // rows of one request over all that they see
+  kShared,  // rows of a group of requests over the spans that begin all of them: makes bases
+  kRest,    // rows of one request of a group over their other spans: begins with bases
+};
+
+// Rows [row0, row0 + rows) of the nodes from t0 on: row r is node r / R with query head r % R of whichever KV
+// head.
 struct RowTile {
-  int32_t request, row0, rows;
-  int32_t first_slot, end_slot;  // what any of its rows sees
+  int32_t request, t0, row0, rows;  // by the page table of `request`
+  int32_t first_slot, end_slot;     // what any of its rows sees
   int32_t span0, spans;
   int32_t parts;       // blocks that share it
+  int32_t arrivals;    // parts, and row tiles that make its bases
   int32_t first_item;  // of the parts of all KV heads, one KV head after the other
   int32_t is_tree;     // rows have ancestor masks
-  int64_t partials;    // offset in floats of its stored spans, if parts > 1
+  TileRole role;
+  int64_t partials;  // offset in floats of its stored spans, unless a block computes all of it
+};
+
+// Requests [first, end) whose page tables begin alike, for this many whole spans; 0: a request by itself.
+struct Group {
+  int32_t first, end, spans;
 };
 
 // Which slots a node sees: [low, high), and in a tree also those of its mask, whose bit j is slot kv_len + j.
@@ -45,24 +59,28 @@ struct NodeRange {
   int32_t low, high;
 };
 
-struct PlanHeader {
-  int32_t tiles, items, part_spans;
-};
-
 // The workspace: written by the plan, read by every run. Partials are written and read by one run.
 struct Workspace {
-  PlanHeader* header;
-  int32_t* is_chain;   // [B]
-  NodeRange* ranges;   // [T]
-  uint32_t* masks;     // [T, mask_words]
-  RowTile* tiles;      // [max_tiles]
-  int32_t* item_tile;  // [grid]: the row tile of a block, or -1
-  int32_t* arrived;    // [max_tiles, G] parts that are done; the last one sets it back to 0
-  float* partials;     // stored spans
+  int32_t* part_spans;  // [1]: of all parts but the last one of a row tile
+  int32_t* is_chain;    // [B]
+  int32_t* common;      // [B]: spans that begin with the same pages as those of the request before
+  Group* groups;        // [B]
+  int32_t* own_tile;    // [B]: the first row tile that is no shared one
+  NodeRange* ranges;    // [T]
+  uint32_t* masks;      // [T, mask_words]
+  RowTile* tiles;       // [max_tiles]
+  int32_t* item_tile;   // [grid]: the row tile of a block, or -1
+  int32_t* arrived;     // [max_tiles, G] parts that are done; the last one sets it back to 0
+  float* bases;         // of rows of groups: accumulators [T, H, D] of the shared spans
+  float* base_sums;     // and (max, sum) [T, H, 2]
+  float* partials;      // stored spans
   int64_t partial_floats;
   int mask_words;
   int64_t bytes;
 };
+
+// Whether requests may share spans at all.
+inline bool can_share(const TreeAttentionCudaParams& p) { return p.B > 1 && !p.window && p.W * p.S > kSpan; }
 
 inline Workspace place_workspace(const TreeAttentionCudaParams& p, const TreeAttentionConfig& config) {
   Workspace w{};
@@ -74,13 +92,19 @@ inline Workspace place_workspace(const TreeAttentionCudaParams& p, const TreeAtt
   w.mask_words = int((std::min<int64_t>(p.T, kMaxTree) + 31) / 32);
   const int64_t spans = (p.W * p.S + kSpan - 1) / kSpan, every_row = p.T * p.H * (p.D + 8);
   w.partial_floats = spans > 1 ? std::min(spans * every_row, kMaxPartialBytes / 4) : 0;
-  take(w.header, 1);
+  const int64_t base_rows = can_share(p) ? p.T * p.H : 0;
+  take(w.part_spans, 1);
   take(w.is_chain, p.B);
+  take(w.common, p.B);
+  take(w.groups, p.B);
+  take(w.own_tile, p.B);
   take(w.ranges, p.T);
   take(w.masks, p.T * w.mask_words);
   take(w.tiles, config.max_tiles);
   take(w.item_tile, config.grid);
   take(w.arrived, config.max_tiles * p.G);
+  take(w.bases, base_rows * p.D);
+  take(w.base_sums, base_rows * 2);
   take(w.partials, w.partial_floats);
   return w;
 }
@@ -115,6 +139,7 @@ struct Call {
   bool f16;        // the type the tensor cores compute in: that of the pages, bf16 for f8 and i8
   bool split;      // queries and weights are sums of two 16-bit parts, unless queries have that type
   bool quantised;  // pages are f8 or i8
+  bool shares;     // requests may share spans
 };
 
 inline Call make_call(const TreeAttentionCudaParams& p) {
@@ -123,6 +148,7 @@ inline Call make_call(const TreeAttentionCudaParams& p) {
   call.f16 = p.kv_dtype == DType::kF16;
   call.split = p.q_dtype != (call.f16 ? DType::kF16 : DType::kBF16);
   call.quantised = p.kv_dtype == DType::kF8 || p.kv_dtype == DType::kI8;
+  call.shares = can_share(p);
   return call;
 }
 
@@ -147,7 +173,9 @@ inline SharedLayout place_shared(const Call& call, int tile_rows) {
 inline TreeAttentionConfig pick_config(const TreeAttentionCudaParams& p) {
   const Call call = make_call(p);
   const Shape shape = shape_of(p.D);
-  const int64_t nodes = p.node_count ? p.node_count : (p.T + p.B - 1) / p.B, R = p.H / p.G, rows = nodes * R;
+  const int64_t nodes = p.node_count ? p.node_count : (p.T + p.B - 1) / p.B, R = p.H / p.G;
+  // A tile of more rows than a request has is for the rows of a group; up to 64 cost a block little.
+  const int64_t rows = std::max(nodes * R, can_share(p) ? std::min<int64_t>(p.T * R, kOneFragRows) : 0);
   TreeAttentionConfig config{};
   config.frags = rows > kOneFragRows ? shape.max_frags : 1;
   const int step = 16 * config.frags;
@@ -161,7 +189,7 @@ inline TreeAttentionConfig pick_config(const TreeAttentionCudaParams& p) {
   const int by_registers = (p.D == 256 ? 8 : 16) / config.warps;
   const int by_shared = p.sm_shared_bytes / (config.shared_bytes + kBlockReserve);
   config.blocks_at_once = p.num_sms * std::max(1, std::min(by_registers, by_shared));
-  config.max_tiles = int(p.B + p.T * R / config.tile_rows);
+  config.max_tiles = int((p.B + p.T * R / config.tile_rows) * (can_share(p) ? 2 : 1));
   config.grid = int(std::max<int64_t>(config.blocks_at_once, config.max_tiles * p.G));
   return config;
 }

@@ -58,7 +58,17 @@ __device__ inline float4 times(float4 x, float factor) {
   return {x.x * factor, x.y * factor, x.z * factor, x.w * factor};
 }
 
-// Joins the stored states of a row tile in the order of spans: 4 columns of a row a thread.
+// A row of a fold or a block's own: where it ends up, in the results or as the base of others.
+__device__ inline void store_sums(const Call& call, const Item& item, int64_t index, float max, float sum,
+                                  float lse) {
+  if (item.tile.role == TileRole::kShared)
+    reinterpret_cast<float2*>(call.w.base_sums)[index] = {max, sum};
+  else
+    call.p.lse[index] = lse;
+}
+
+// Joins the stored states of a row tile in the order of spans, after the bases if it has them: 4 columns of a
+// row a thread.
 template <int kD>
 __device__ void fold_parts(const Call& call, const Item& item) {
   const TreeAttentionCudaParams& p = call.p;
@@ -67,24 +77,30 @@ __device__ void fold_parts(const Call& call, const Item& item) {
   const float* first = item.state(call, 0);
   for (int i = threadIdx.x; i < rows * (kD / 4); i += blockDim.x) {
     const int row = i / (kD / 4), d = i % (kD / 4) * 4;
-    float max = -INFINITY, sum = 0.0f;
+    const int64_t index = item.node(row) * p.H + item.head(row);
+    float2 sums = {-INFINITY, 0.0f};
     float4 acc = {0.0f, 0.0f, 0.0f, 0.0f};
+    if (item.tile.role == TileRole::kRest) {
+      sums = __ldcg(reinterpret_cast<const float2*>(call.w.base_sums) + index);
+      acc = __ldcg(reinterpret_cast<const float4*>(call.w.bases + index * kD + d));
+    }
 #pragma unroll 4
-    for (int index = PYSPEC_PLANTED(10); index < stored; ++index) {
-      const float* state = first + index * size;
-      const float2 sums = __ldcg(reinterpret_cast<const float2*>(state + rows * kD + 2 * row));
+    for (int part = PYSPEC_PLANTED(10); part < stored; ++part) {
+      const float* state = first + part * size;
+      const float2 more = __ldcg(reinterpret_cast<const float2*>(state + rows * kD + 2 * row));
       const float4 x = __ldcg(reinterpret_cast<const float4*>(state + row * kD + d));
-      const Join join(max, sums.x);
+      const Join join(sums.x, more.x);
       acc = times(acc, join.first);
       acc = {fmaf(x.x, join.second, acc.x), fmaf(x.y, join.second, acc.y), fmaf(x.z, join.second, acc.z),
              fmaf(x.w, join.second, acc.w)};
-      sum = fmaf(sums.y, join.second, sum * join.first);
-      max = join.max;
+      sums = {join.max, fmaf(more.y, join.second, sums.y * join.first)};
     }
-    const int64_t index = item.node(row) * p.H + item.head(row);
-    const RowResult result(max, sum, p.sinks, item.head(row));
-    store_out(p.out, p.q_dtype, index * kD + d, times(acc, result.factor));
-    if (d == 0) p.lse[index] = result.lse;
+    const RowResult result(sums.x, sums.y, p.sinks, item.head(row));
+    if (item.tile.role == TileRole::kShared)
+      store_out(call.w.bases, DType::kF32, index * kD + d, acc);
+    else
+      store_out(p.out, p.q_dtype, index * kD + d, times(acc, result.factor));
+    if (d == 0) store_sums(call, item, index, sums.x, sums.y, result.lse);
   }
 }
 
@@ -100,7 +116,7 @@ __device__ inline void describe_rows(const Call& call, const Item& item, unsigne
   WarpView view{0x7fffffff, 0, 0, 0x7fffffff};
   for (int row = warp * warp_rows; row < end; ++row) {
     const NodeRange range = ranges[row];
-    const int node = int(item.node(row)) - item.t0;
+    const int node = int(item.node(row)) - item.tile.t0;
     view.seen0 = min(view.seen0, range.low);
     view.seen1 = max(view.seen1, item.tile.is_tree ? item.kv_len + node + 1 : range.high);
     view.open0 = max(view.open0, range.low);
@@ -185,11 +201,11 @@ __device__ inline void finish_row(float (&acc)[kD / 8][4], int half, float max, 
     return;
   }
   // Results, or what other blocks will fold, which is f32 and not scaled.
-  const bool whole = item.whole();
+  const bool whole = item.whole(), is_result = whole && item.tile.role == TileRole::kOwn;
   const RowResult result(join.max, sum, p.sinks, item.head(row));
-  const float factor = whole ? result.factor : 1.0f;
-  const DType dtype = whole ? p.q_dtype : DType::kF32;
-  void* const to = whole ? p.out : item.state_of_span(call, span);
+  const float factor = is_result ? result.factor : 1.0f;
+  const DType dtype = is_result ? p.q_dtype : DType::kF32;
+  void* const to = is_result ? p.out : whole ? call.w.bases : item.state_of_span(call, span);
   const int64_t index = whole ? item.node(row) * p.H + item.head(row) : unsigned(row);
 #pragma unroll
   for (int n = 0; n < kD / 8; n += 2) {
@@ -205,23 +221,40 @@ __device__ inline void finish_row(float (&acc)[kD / 8][4], int half, float max, 
   }
   if (row >= item.tile.rows || !first_lane) return;
   if (whole)
-    p.lse[index] = result.lse;
+    store_sums(call, item, index, join.max, sum, result.lse);
   else
     reinterpret_cast<float2*>(static_cast<float*>(to) + item.tile.rows * kD)[unsigned(row)] = {join.max, sum};
 }
 
-// Whether this block is the last one of its row tile's parts to come here.
+// Whether this block is the last one that a row tile needs.
 __device__ inline bool arrives_last(const Call& call, Item& item) {
   __threadfence();  // what this part stored, before it says so
   if (!PYSPEC_PLANTED(5)) __syncthreads();
   if (threadIdx.x == 0) {
     int32_t* arrived = call.w.arrived + item.tile_index * call.p.G + item.g;
-    item.is_last = atomicAdd(arrived, 1) == item.tile.parts - 1;
+    item.is_last = atomicAdd(arrived, 1) == item.tile.arrivals - 1;
     if (item.is_last) *arrived = 0;
   }
   __syncthreads();
   __threadfence();
   return item.is_last;
+}
+
+// Bases are there: row tiles of the requests whose rows these are may have waited for nothing else.
+template <int kD>
+__device__ void finish_rest(const Call& call, Item& item) {
+  const TreeAttentionCudaParams& p = call.p;
+  const auto own_tile = [&](int row) {
+    const int t = int(item.node(row)), b = request_of(p.cu_t, p.B, t);
+    return call.w.own_tile[b] +
+           ((t - p.cu_t[b]) * item.heads + (item.tile.row0 + row) % item.heads) / call.tile_rows;
+  };
+  const int first = own_tile(0), last = own_tile(item.tile.rows - 1), g = item.g;
+  for (int tile = first; tile <= last; ++tile) {
+    __syncthreads();  // nobody reads the item any more
+    if (threadIdx.x == 0) item.fill(call, tile, g, 0, kTile);
+    if (arrives_last(call, item)) fold_parts<kD>(call, item);
+  }
 }
 
 template <int kD, bool kF16, int kFrags>
@@ -233,7 +266,11 @@ __global__ void __launch_bounds__(kFrags == kShape<kD>.max_frags ? kShape<kD>.ma
   PYSPEC_DYNAMIC_SHARED(memory);
   static_assert(sizeof(Item) <= kItemBytes);
   Item& item = *reinterpret_cast<Item*>(memory + call.shared.item);
-  if (threadIdx.x == 0) item.fill(call, tile_index, int(blockIdx.x), kSlots);
+  if (threadIdx.x == 0) {
+    const RowTile& tile = call.w.tiles[tile_index];
+    const int place = int(blockIdx.x) - tile.first_item;
+    item.fill(call, tile_index, place / tile.parts, place % tile.parts, kSlots);
+  }
   __syncthreads();
 
   StageLoader<kD> loader(call, item, memory);
@@ -297,7 +334,7 @@ __global__ void __launch_bounds__(kFrags == kShape<kD>.max_frags ? kShape<kD>.ma
     const int span = stage * kSlots / kSpan;
     if ((stage + 1) * kSlots % kSpan != 0 && stage + 1 < item.stage1) continue;
     state.reduce();
-    const bool joins = item.part == 0 && span > item.span0, keeps = item.part == 0 && stage + 1 < item.stage1;
+    const bool joins = !item.apart() && span > item.span0, keeps = !item.apart() && stage + 1 < item.stage1;
 #pragma unroll
     for (int f = 0; f < kFrags; ++f)
 #pragma unroll
@@ -311,7 +348,11 @@ __global__ void __launch_bounds__(kFrags == kShape<kD>.max_frags ? kShape<kD>.ma
       }
     state.clear();
   }
-  if (!item.whole() && arrives_last(call, item)) fold_parts<kD>(call, item);
+  if (!item.whole()) {
+    if (!arrives_last(call, item)) return;
+    fold_parts<kD>(call, item);
+  }
+  if (item.tile.role == TileRole::kShared) finish_rest<kD>(call, item);
 }
 
 }  // namespace pyspec::attention

@@ -24,34 +24,36 @@ struct Item {
   int span0, part_spans;
   int stage0, stage1;  // its slots in units of kSlots
   int heads;           // of a KV head
-  int t0, kv_len;      // of the request
-  int is_last;         // whether the block is the last one of its row tile
+  int kv_len;          // of the request
+  int is_last;         // whether the block is the last one to arrive
 
-  __device__ void fill(const Call& call, int index, int block, int slots) {
-    const TreeAttentionCudaParams& p = call.p;
+  __device__ void fill(const Call& call, int index, int kv_head, int which_part, int slots) {
     tile = call.w.tiles[index];
     tile_index = index;
-    g = (block - tile.first_item) / tile.parts;
-    part = (block - tile.first_item) % tile.parts;
-    part_spans = whole() ? tile.spans : call.w.header->part_spans;
+    g = kv_head;
+    part = which_part;
+    part_spans = tile.parts == 1 ? tile.spans : *call.w.part_spans;
     span0 = tile.span0 + part * part_spans;
     stage0 = max(span0 * kSpan, tile.first_slot) / slots;
     stage1 = (min((span0 + part_spans) * kSpan, tile.end_slot) + slots - 1) / slots;
-    heads = int(p.H / p.G);
-    t0 = p.cu_t[tile.request];
-    kv_len = p.kv_len[tile.request];
+    heads = int(call.p.H / call.p.G);
+    kv_len = call.p.kv_len[tile.request];
   }
-  __device__ bool whole() const { return tile.parts == 1; }  // all spans: nothing is stored but results
-  __device__ int64_t node(int row) const { return t0 + (tile.row0 + row) / heads; }
+  __device__ bool whole() const { return tile.arrivals == 1; }  // nothing is stored for other blocks to fold
+  __device__ bool apart() const {
+    return part > 0 || tile.role == TileRole::kRest;
+  }  // spans are not joined here
+  __device__ int64_t node(int row) const { return tile.t0 + (tile.row0 + row) / heads; }
   __device__ int head(int row) const { return g * heads + (tile.row0 + row) % heads; }
-  // The states that are stored of this row tile and KV head: the first part's total, then one a span.
-  __device__ int stored() const { return tile.spans - part_spans + 1; }
+  // The states that are stored of this row tile and KV head: one a span, but only the total of a first part.
+  __device__ int joined() const { return tile.role == TileRole::kRest ? 0 : part_spans - 1; }
+  __device__ int stored() const { return tile.spans - joined(); }
   __device__ float* state(const Call& call, int index) const {
     return call.w.partials + tile.partials +
            (int64_t(g) * stored() + index) * partial_size(tile.rows, call.p.D);
   }
   __device__ float* state_of_span(const Call& call, int span) const {
-    return state(call, part == 0 ? 0 : span - tile.span0 - part_spans + 1);
+    return state(call, max(0, span - tile.span0 - joined()));
   }
 };
 

@@ -55,25 +55,13 @@ __device__ inline int64_t scan(int64_t count, PlanShared& shared, Value value, F
   return carry;
 }
 
-__device__ inline int request_of(const int32_t* cu_t, int64_t B, int t) {  // the last b with cu_t[b] <= t
-  int low = 0, high = int(B) - 1;
-  while (low < high) {
-    const int middle = (low + high + 1) / 2;
-    if (cu_t[middle] <= t)
-      low = middle;
-    else
-      high = middle - 1;
-  }
-  return low;
-}
-
 // Which slots node t sees. Ancestors come in descending order, so a mask is written word by word.
 __device__ inline void describe_node(const Call& call, int t) {
   const TreeAttentionCudaParams& p = call.p;
   const Workspace& w = call.w;
   const int b = request_of(p.cu_t, p.B, t), t0 = p.cu_t[b], L = p.kv_len[b];
   const int32_t* parents = p.parents + t0;
-  const int window = p.window ? int(p.window) : 0x7fffffff;
+  const int window = p.window && p.window < 0x7fffffff ? int(p.window) : 0x7fffffff;
   int depth = t - t0;
   if (!w.is_chain[b]) {
     uint32_t* mask = w.masks + int64_t(t) * w.mask_words;
@@ -95,22 +83,78 @@ __device__ inline void describe_node(const Call& call, int t) {
   w.ranges[t] = {low > 0 ? int32_t(low) : 0, w.is_chain[b] ? t - t0 + L + 1 + PYSPEC_PLANTED(3) : L};
 }
 
-// Tile `index` of request b, before it is split.
-__device__ inline RowTile cut_tile(const Call& call, int b, int index) {
+// How many whole spans of request b begin with the same pages as those of the request before it; by a warp.
+__device__ inline int common_spans(const Call& call, int64_t b, int lane) {
   const TreeAttentionCudaParams& p = call.p;
+  if (p.cu_t[b + 1] == p.cu_t[b] || p.cu_t[b] == p.cu_t[b - 1]) return 0;  // their tables may hold anything
+  const int columns = int(min(p.kv_len[b], p.kv_len[b - 1]) / p.S);
+  const int32_t *table = p.page_table + b * p.W, *before = table - p.W;
+  for (int column = lane;; column += kWarp) {
+    const uint32_t differ = __ballot_sync(kFullWarp, column >= columns || table[column] != before[column]);
+    if (differ) return int((column - lane + __ffs(differ) - 1) * p.S / kSpan) + PYSPEC_PLANTED(12);
+  }
+}
+
+// Requests from b on that share spans with each other.
+__device__ inline void form_group(const Call& call, int b) {
   const Workspace& w = call.w;
-  const int R = int(p.H / p.G), t0 = p.cu_t[b], rows = (p.cu_t[b + 1] - t0) * R, L = p.kv_len[b];
+  if (w.common[b]) return;  // another one is the first
+  Group group{b, b + 1, 0x7fffffff};
+  for (; group.end < call.p.B && w.common[group.end]; ++group.end)
+    group.spans = min(group.spans, w.common[group.end]);
+  if (group.end == b + 1) group.spans = 0;
+  for (int member = b; member < group.end; ++member) w.groups[member] = group;
+}
+
+__device__ inline int row_tiles(const Call& call, int begin,
+                                int end) {  // of the nodes of requests [begin, end)
+  const int rows = (call.p.cu_t[end] - call.p.cu_t[begin]) * int(call.p.H / call.p.G);
+  return (rows + call.tile_rows - 1) / call.tile_rows;
+}
+__device__ inline int shared_tiles(const Call& call, int b) {  // that come before the first tile of request b
+  const Group& group = call.w.groups[b];
+  return group.spans && group.first == b ? row_tiles(call, b, group.end) : 0;
+}
+
+// Tile `index` of requests [begin, end), before it is split.
+__device__ inline RowTile cut_tile(const Call& call, int begin, int end, int index) {
   RowTile tile{};
-  tile.request = b;
+  tile.request = begin;
+  tile.t0 = call.p.cu_t[begin];
   tile.row0 = index * call.tile_rows;
-  tile.rows = min(rows - tile.row0, call.tile_rows);
-  tile.is_tree = !w.is_chain[b];
-  const int first = tile.is_tree ? 0 : tile.row0 / R, last = (tile.row0 + tile.rows - 1) / R;
-  tile.first_slot = w.ranges[t0 + first].low;  // of the root in a tree: nobody's is less
-  tile.end_slot = L + last + 1;                // parents come before their children
-  tile.span0 = tile.first_slot / kSpan;
-  tile.spans = (tile.end_slot + kSpan - 1) / kSpan - tile.span0;
+  tile.rows = min((call.p.cu_t[end] - tile.t0) * int(call.p.H / call.p.G) - tile.row0, call.tile_rows);
   return tile;
+}
+
+__device__ inline void cut_request(const Call& call, int b, int first_tile) {
+  const Workspace& w = call.w;
+  const Group& group = w.groups[b];
+  const int R = int(call.p.H / call.p.G), shared = shared_tiles(call, b), own = row_tiles(call, b, b + 1);
+  for (int i = 0; i < shared; ++i) {
+    RowTile tile = cut_tile(call, b, group.end, i);
+    tile.end_slot = group.spans * kSpan;
+    tile.spans = group.spans;
+    tile.role = TileRole::kShared;
+    w.tiles[first_tile + i] = tile;
+  }
+  w.own_tile[b] = first_tile + shared;
+  for (int i = 0; i < own; ++i) {
+    RowTile tile = cut_tile(call, b, b + 1, i);
+    tile.is_tree = !w.is_chain[b];
+    const int first = tile.is_tree ? 0 : tile.row0 / R, last = (tile.row0 + tile.rows - 1) / R;
+    // Nobody in a tree sees less than its root; parents come before their children.
+    tile.first_slot = max(w.ranges[tile.t0 + first].low, group.spans * kSpan);
+    tile.end_slot = call.p.kv_len[b] + last + 1;
+    tile.span0 = tile.first_slot / kSpan;
+    tile.spans = (tile.end_slot + kSpan - 1) / kSpan - tile.span0;
+    if (group.spans) {
+      tile.role = TileRole::kRest;
+      const int row = (tile.t0 - call.p.cu_t[group.first]) * R + tile.row0;  // in the group
+      if (!PYSPEC_PLANTED(11))
+        tile.arrivals = (row + tile.rows - 1) / call.tile_rows - row / call.tile_rows + 1;
+    }
+    w.tiles[first_tile + shared + i] = tile;
+  }
 }
 
 __global__ void __launch_bounds__(kPlanThreads)
@@ -119,24 +163,44 @@ __global__ void __launch_bounds__(kPlanThreads)
   PlanShared& shared = *reinterpret_cast<PlanShared*>(memory);
   const TreeAttentionCudaParams& p = call.p;
   const Workspace& w = call.w;
-  const int R = int(p.H / p.G), G = int(p.G);
-  for (int b = threadIdx.x; b < p.B; b += kPlanThreads) w.is_chain[b] = 1;
-  __syncthreads();
-  for (int t = threadIdx.x; t < p.T; t += kPlanThreads) {
+  const int G = int(p.G);
+  const auto each = [](int64_t count, auto fn) {
+    for (int64_t i = threadIdx.x; i < count; i += kPlanThreads) fn(int(i));
+    __syncthreads();
+  };
+  each(p.B, [&](int b) { w.is_chain[b] = 1, w.common[b] = 0; });
+  each(p.T, [&](int t) {
     const int b = request_of(p.cu_t, p.B, t);
     if (p.parents[t] != t - p.cu_t[b] - 1) atomicExch(&w.is_chain[b], 0);
-  }
-  __syncthreads();
-  for (int t = threadIdx.x; t < p.T; t += kPlanThreads) describe_node(call, t);
-  __syncthreads();
-
-  const auto tiles_of = [&](int64_t b) -> int64_t {
-    return (int64_t(p.cu_t[b + 1] - p.cu_t[b]) * R + call.tile_rows - 1) / call.tile_rows;
-  };
-  const int64_t tiles = scan(p.B, shared, tiles_of, [&](int64_t b, int64_t first) {
-    for (int64_t i = 0; i < tiles_of(b); ++i) w.tiles[first + i] = cut_tile(call, int(b), int(i));
   });
-  __syncthreads();
+  each(p.T, [&](int t) { describe_node(call, t); });
+  if (call.shares) {
+    for (int64_t b = 1 + threadIdx.x / kWarp; b < p.B; b += kPlanThreads / kWarp) {
+      const int common = common_spans(call, b, threadIdx.x % kWarp);
+      if (threadIdx.x % kWarp == 0) w.common[b] = common;
+    }
+    __syncthreads();
+  }
+
+  int64_t tiles, rest_floats;
+  const auto rest_size = [&](int64_t i) -> int64_t {
+    const RowTile& tile = w.tiles[i];
+    return tile.role == TileRole::kRest ? G * tile.spans * partial_size(tile.rows, p.D) : 0;
+  };
+  for (;;) {
+    each(p.B, [&](int b) { form_group(call, b); });
+    tiles = scan(
+        p.B, shared,
+        [&](int64_t b) -> int64_t {
+          return shared_tiles(call, int(b)) + row_tiles(call, int(b), int(b) + 1);
+        },
+        [&](int64_t b, int64_t first) { cut_request(call, int(b), int(first)); });
+    __syncthreads();
+    rest_floats =
+        scan(tiles, shared, rest_size, [&](int64_t i, int64_t before) { w.tiles[i].partials = before; });
+    if (rest_floats <= w.partial_floats) break;
+    each(p.B, [&](int b) { w.common[b] = 0; });  // what groups store does not fit: there are none
+  }
 
   // The fewest spans a part may have such that all parts run at once; if tiles alone fill the machine, all.
   const auto parts_at = [&](int64_t part_spans) {
@@ -155,16 +219,18 @@ __global__ void __launch_bounds__(kPlanThreads)
     }
 
   // Partials: the first part of a tile stores one, its total so far, the others one a span.
-  const auto stored = [&](int64_t i) -> int64_t {
+  const auto size = [&](int64_t i) -> int64_t {
     const RowTile& tile = w.tiles[i];
-    if (tile.spans <= part_spans) return 0;
+    if (tile.role == TileRole::kRest || tile.spans <= part_spans) return 0;
     return G * (tile.spans - part_spans + 1) * partial_size(tile.rows, p.D);
   };
-  scan(tiles, shared, stored, [&](int64_t i, int64_t before) {
+  scan(tiles, shared, size, [&](int64_t i, int64_t before) {
     RowTile& tile = w.tiles[i];
-    const bool fits = before + stored(i) <= w.partial_floats;
+    const bool is_rest = tile.role == TileRole::kRest;
+    const bool fits = is_rest || rest_floats + before + size(i) <= w.partial_floats;
     tile.parts = fits ? int((tile.spans + part_spans - 1) / part_spans) : 1;
-    tile.partials = before;
+    tile.arrivals += tile.parts;
+    if (!is_rest) tile.partials = rest_floats + before;
   });
   __syncthreads();
   const int64_t items = scan(
@@ -174,9 +240,9 @@ __global__ void __launch_bounds__(kPlanThreads)
         tile.first_item = int32_t(first);
         for (int item = 0; item < G * tile.parts; ++item) w.item_tile[first + item] = int32_t(i);
       });
-  for (int64_t i = items + threadIdx.x; i < max_items; i += kPlanThreads) w.item_tile[i] = -1;
-  for (int64_t i = threadIdx.x; i < tiles * G; i += kPlanThreads) w.arrived[i] = 0;
-  if (threadIdx.x == 0) *w.header = {int32_t(tiles), int32_t(items), int32_t(part_spans)};
+  each(max_items - items, [&](int i) { w.item_tile[items + i] = -1; });
+  each(tiles * G, [&](int i) { w.arrived[i] = 0; });
+  if (threadIdx.x == 0) *w.part_spans = int32_t(part_spans);
 }
 
 }  // namespace pyspec::attention

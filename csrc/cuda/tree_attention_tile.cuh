@@ -15,6 +15,18 @@ constexpr Shape kShape = shape_of(kD);
 // Floats of a stored span: accumulators [rows, D], then (max, sum) [rows, 2], in whole sectors.
 __device__ inline int64_t partial_size(int64_t rows, int64_t D) { return rows * D + (2 * rows + 7) / 8 * 8; }
 
+__device__ inline int request_of(const int32_t* cu_t, int64_t B, int t) {  // the last b with cu_t[b] <= t
+  int low = 0, high = int(B) - 1;
+  while (low < high) {
+    const int middle = (low + high + 1) / 2;
+    if (cu_t[middle] <= t)
+      low = middle;
+    else
+      high = middle - 1;
+  }
+  return low;
+}
+
 // Where 16-byte chunk `chunk` of a row of 16-bit values lies in shared memory, in bytes. The chunks of 8
 // consecutive rows, as ldmatrix reads them, fall on different banks: rows of 128, 256 or 512 bytes begin
 // at the same bank, rows of 192 bytes (D = 96) at every other one.

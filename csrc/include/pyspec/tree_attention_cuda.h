@@ -10,8 +10,7 @@
 
 namespace pyspec {
 
-// One call. Plan and run take the same struct: the plan reads kv_len, cu_t and parents, a run everything
-// else.
+// One call. Plan and run take the same struct: the plan reads page_table, kv_len, cu_t and parents.
 struct TreeAttentionCudaParams {
   const void* q;  // [T, H, D], row stride q_stride_t, the rest contiguous; rows aligned to 16 bytes
   KvPages k, v;   // [P, S, G, D] of kv_dtype, rows aligned to 16 bytes
