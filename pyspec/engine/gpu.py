@@ -85,9 +85,8 @@ class GpuExecutor:
 
     def _plan(self, q: Tensor, pages: Tensor, indices: list[Tensor], window: int) -> Tensor:
         """What attention decides once a step, for all layers with this window."""
-        return plans.make_workspace(
-            self._backend, indices, q.shape, pages.shape, q.dtype, pages.dtype, window
-        )
+        sizes = (q.shape, pages.shape, q.dtype, pages.dtype, window, self._padded.nodes_per_request)
+        return plans.make_workspace(self._backend, indices, *sizes)
 
     def _model(self) -> None:
         """Logits go to a buffer of their own: of a graph's memory only results outlive it, and these are large."""
@@ -102,9 +101,8 @@ class GpuExecutor:
         options = {"max_path": self._longest_path, "num_logprobs": num_logprobs}
         results = call("verify_tree", logits, *(inputs[name] for name in INPUTS_OF_VERIFY), **options)
         path, path_len, *_ = results
-        for layer in range(self._cache.k.size(0)):
-            pages = self._cache.layer(layer)
-            call("commit_kv", *pages, inputs["page_table"], inputs["kv_len"], path, path_len)
+        pages = self._cache.all_layers()
+        call("commit_kv", *pages, inputs["page_table"], inputs["kv_len"], path, path_len)
         return results
 
     def _read_back(self, results: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

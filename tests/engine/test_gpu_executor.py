@@ -41,10 +41,10 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     def call(op: str, *args: Any, **kwargs: Any) -> Any:
         ops.add(op)
         if op == "tree_attention_plan":
-            return torch.zeros(1, dtype=torch.uint8)
+            return torch.tensor([kwargs["node_count"]], dtype=torch.uint8)
         if op == "tree_attention_run":
-            op, args = "tree_attention", args[:-1]
-            assert kwargs.pop("node_count") > 0
+            op, workspace, args = "tree_attention", args[-1], args[:-1]
+            assert workspace.tolist() == [kwargs.pop("node_count")]  # the plan is one for such a run
         spec = OPS[op]
         return spec.run(*args, *(None,) * (len(spec.inputs) - len(args)), **kwargs)
 
