@@ -54,7 +54,11 @@ class Config:
 
     @property
     def options(self) -> dict[str, Any]:
-        return {"num_warps": self.num_warps, "num_stages": self.num_stages, **OPTIONS}
+        """The compiler's. Left to itself ptxas spills some registers of large tiles to have two programs on an SM."""
+        large = self.block_m * self.block_n >= 64 * 128
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages, **OPTIONS} | (
+            {"maxnreg": 255} if large else {}
+        )
 
     def aot_case(self, name: str, fn: Any, signature: dict[str, str], constants: dict[str, Any]) -> AotCase:
         """The kernel of this launch, every size but M a multiple of 16. None and "" among `constants` are constexprs too."""
@@ -62,7 +66,8 @@ class Config:
         signature = {**signature, **dict.fromkeys(constants, "constexpr")}
         signature = {argument: signature[argument] for argument in fn.arg_names}
         aligned = tuple(a for a, kind in signature.items() if kind != "constexpr" and a != "M")
-        return AotCase(name, fn, signature, constants, self.num_warps, self.num_stages, aligned)
+        options = {name: value for name, value in self.options.items() if not name.startswith("num_")}
+        return AotCase(name, fn, signature, constants, self.num_warps, self.num_stages, aligned, options)
 
 
 def pick_config(m: int, n: int, k: int, *, block_k: int, unit_k: int, area: int) -> Config:
@@ -76,7 +81,7 @@ def pick_config(m: int, n: int, k: int, *, block_k: int, unit_k: int, area: int)
     parts = max(1, triton.cdiv(k, part_k))
     block_m = min(area // block_n, max(16, triton.next_power_of_2(m)), 128)
     split = parts > 1 and tiles * triton.cdiv(m, block_m) < PROGRAMS
-    num_warps = 8 if block_n * block_m >= 64 * 128 else 4
+    num_warps = 8 if block_n == 128 or block_m == 128 else 4
     return Config(block_m, block_n, block_k, part_k, parts, split, num_warps, 3)
 
 
