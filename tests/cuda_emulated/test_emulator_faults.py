@@ -165,6 +165,13 @@ def test_kernel_that_does_not_end_is_stopped(checked: bool) -> None:
     )
 
 
+@pytest.mark.parametrize("checked", [False, True], ids=["plain", "checked"])
+def test_stack_that_overflows_is_found(checked: bool) -> None:
+    run_faults("too_many_locals", 0, checked)
+    with pytest.raises(emulator.EmulatorError, match="has more than 61440 bytes of local variables"):
+        run_faults("too_many_locals", 1, checked)
+
+
 def test_launch_within_the_limits_runs() -> None:
     for device, smem_bytes in emulator.SMEM_LIMITS.items():
         with emulator.schedule(device=device):

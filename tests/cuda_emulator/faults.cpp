@@ -30,6 +30,8 @@ std::string fault_text(const Block& block, int signal, const siginfo_t& info, co
   if (signal == SIGFPE) return thread_name(fiber) + " divides by zero";
   if (signal == SIGILL) return thread_name(fiber) + " runs into unreachable code";
   const auto* const p = static_cast<const unsigned char*>(info.si_addr);
+  if (size_t(p - block.stacks) < kStacksBytes)
+    return thread_name(fiber) + format(" has more than %zu bytes of local variables", kStack - 4096);
   const bool writes = context.uc_mcontext.gregs[REG_ERR] & 2;  // of the page fault's error code
   std::string what;
   if (size_t(p - (block.arena - 4096)) < block.arena_bytes + 8192) {

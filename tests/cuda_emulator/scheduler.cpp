@@ -169,6 +169,7 @@ std::unique_ptr<Block> new_block() {
   block->fibers.resize(kMaxThreads);
   for (Fiber& fiber : block->fibers) fiber.thread = kMaxThreads;
   block->stacks = map(kStacksBytes);
+  for (int t = 0; t < kMaxThreads; ++t) mprotect(block->stacks + size_t(t) * kStack, kPage, PROT_NONE);
   block->arena = map(kMaxSmem + 2 * kPage) + kPage;
   block->arena_bytes = kMaxSmem;
   mprotect(block->arena - kPage, kPage, PROT_NONE);
