@@ -52,6 +52,11 @@ class KVCache:
     def layer(self, i: int) -> tuple[Tensor, Tensor]:
         return self.k[i], self.v[i]
 
+    def all_layers(self) -> tuple[Tensor, Tensor]:
+        """K and V of all layers as pages [P, S, layers, G D], for commit_kv of GPUs: one launch, layers in place of heads."""
+        k, v = (pages.permute(1, 2, 0, 3, 4).flatten(3) for pages in (self.k, self.v))
+        return k, v
+
     @property
     def nbytes(self) -> int:
         return self.k.nbytes + self.v.nbytes
