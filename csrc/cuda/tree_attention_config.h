@@ -16,8 +16,9 @@ constexpr int kSpan = 512;
 constexpr int kTile = 16;
 constexpr int kMaxTree = 1024;                           // nodes of a request that is no chain
 constexpr int kMaxPageSlots = 256, kMaxPages = 1 << 23;  // page << 8 | slot is 31 bits
-// f32 of stored spans: row tiles whose spans do not fit here are not split.
+// f32 of stored spans, and of the bases of groups: what does not fit here is not split or shared.
 constexpr int64_t kMaxPartialBytes = int64_t(64) << 20;
+constexpr int kEnoughRows = 128;     // products of so many rows take as long as L2 takes for their KV
 constexpr int kOneFragRows = 64;     // up to here warps have 16 rows: more warps hide more latency
 constexpr int kBlockReserve = 1024;  // bytes of shared memory that the system takes of a block
 
@@ -80,7 +81,9 @@ struct Workspace {
 };
 
 // Whether requests may share spans at all.
-inline bool can_share(const TreeAttentionCudaParams& p) { return p.B > 1 && !p.window && p.W * p.S > kSpan; }
+inline bool can_share(const TreeAttentionCudaParams& p) {
+  return p.B > 1 && !p.window && p.W * p.S > kSpan && p.T * p.H * (p.D + 2) * 4 <= kMaxPartialBytes;
+}
 
 inline Workspace place_workspace(const TreeAttentionCudaParams& p, const TreeAttentionConfig& config) {
   Workspace w{};
@@ -169,7 +172,8 @@ inline SharedLayout place_shared(const Call& call, int tile_rows) {
   return s;
 }
 
-// As few row tiles a request as shared memory allows, of equal sizes; the machine's blocks by what they hold.
+// As few row tiles a request as shared memory allows, of equal sizes, but enough of them to fill the machine
+// as long as they are not small: KV is read again from L2 then, which does not take longer than the products.
 inline TreeAttentionConfig pick_config(const TreeAttentionCudaParams& p) {
   const Call call = make_call(p);
   const Shape shape = shape_of(p.D);
@@ -181,8 +185,10 @@ inline TreeAttentionConfig pick_config(const TreeAttentionCudaParams& p) {
   const int step = 16 * config.frags;
   int capacity = step * shape.max_warps;
   while (capacity > step && place_shared(call, capacity).bytes > p.block_shared_bytes) capacity -= step;
-  const int64_t tiles = (rows + capacity - 1) / capacity;
-  config.tile_rows = int(((rows + tiles - 1) / tiles + step - 1) / step * step);
+  const auto over = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
+  const int64_t to_fill = std::min(over(p.num_sms, p.B * p.G), over(rows, kEnoughRows));
+  const int64_t tiles = std::max(over(rows, capacity), to_fill);
+  config.tile_rows = int(over(over(rows, tiles), step) * step);
   config.warps = config.tile_rows / step;
   config.shared_bytes = place_shared(call, config.tile_rows).bytes;
   // The kernels have up to 128 registers a thread, 256 at D = 256: an SM's 64 Ki hold 16 or 8 warps.

@@ -199,15 +199,17 @@ CONFIGS = """
 int main() {
   using namespace pyspec;
   TreeAttentionCudaParams p{};
-  p.B = 1, p.S = 16, p.W = 512, p.num_sms = 132;
+  p.T = p.B = p.G = 1, p.S = 16, p.W = 512;
   p.block_shared_bytes = 232448, p.sm_shared_bytes = 233472;
   p.q_dtype = p.kv_dtype = DType::kBF16;
-  for (int D : {64, 96, 128, 256})
-    for (int rows : {1, 3, 16, 17, 64, 65, 192, 256, 300, 512, 4096}) {
-      p.D = D, p.T = 1, p.H = rows, p.G = 1;
-      const TreeAttentionConfig c = attention::pick_config(p);
-      std::printf("%d %d %d %d %d %d\\n", D, rows, c.tile_rows, c.warps, c.shared_bytes, c.blocks_at_once / 132);
-    }
+  for (int num_sms : {1, 132})
+    for (int D : {64, 96, 128, 256})
+      for (int rows : {1, 3, 16, 17, 64, 65, 192, 256, 300, 512, 4096}) {
+        p.num_sms = num_sms, p.D = D, p.H = rows;
+        const TreeAttentionConfig c = attention::pick_config(p);
+        std::printf("%d %d %d %d %d %d %d\\n", num_sms, D, rows, c.tile_rows, c.warps, c.shared_bytes,
+                    c.blocks_at_once / num_sms);
+      }
 }
 """
 
@@ -218,14 +220,18 @@ def test_launch_choice(tmp_path: Path) -> None:
     includes = [f"-I{build.ROOT / 'csrc'}", f"-I{build.ROOT / 'csrc/include'}"]
     subprocess.run([build.CXX, "-std=c++20", *includes, str(source), "-o", str(program)], check=True)
     lines = subprocess.run([str(program)], check=True, capture_output=True, text=True).stdout.splitlines()
-    chosen = {(D, rows): rest for D, rows, *rest in (map(int, line.split()) for line in lines)}
-    for (_, rows), (tile_rows, _, shared_bytes, _) in chosen.items():
+    chosen = {tuple(line[:3]): line[3:] for line in ([int(x) for x in line.split()] for line in lines)}
+    for (_, _, rows), (tile_rows, _, shared_bytes, _) in chosen.items():
+        tiles = -(-rows // tile_rows)
         assert shared_bytes <= 232448
-        assert tile_rows * -(-rows // tile_rows) - rows < max(
-            32, -(-rows // tile_rows) * 32
-        )  # little padding
-    assert chosen[64, 3][:2] == [16, 1]  # plain decode: one warp a block
-    assert chosen[64, 3][3] >= 5  # and several of them
-    assert chosen[64, 512][:2] == [512, 16]
-    assert chosen[128, 256][:2] == [256, 16]
-    assert chosen[64, 4096][0] == 512
+        assert tiles * tile_rows - rows < 32 * tiles  # little padding
+    assert chosen[1, 64, 3][:2] == [16, 1]  # plain decode: one warp a block
+    assert chosen[1, 64, 3][3] >= 5  # and several of them
+    assert chosen[1, 64, 512][:2] == [512, 16]
+    assert chosen[1, 128, 256][:2] == [256, 16]
+    assert chosen[1, 64, 4096][0] == 512
+    assert (
+        chosen[132, 64, 512][0] == 128
+    )  # tiles of one KV head do not fill 132 multiprocessors: smaller ones
+    assert chosen[132, 64, 4096][0] == 128
+    assert chosen[132, 64, 64][0] == 64
