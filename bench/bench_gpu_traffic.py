@@ -6,7 +6,8 @@ over the op's cost; `l2_over_minimum`: with a sector read once per block (what L
 read); `requested_over_minimum`: once per warp instruction (if L1 keeps nothing). All without `workspace`, what the
 kernels keep for themselves between launches, over the cost too. `bank_conflicts`: wavefronts of shared memory that
 conflicts added, in percent of all. `useful_mma_share`: rows, columns and steps of k of tensor-core products that are
-not all zeros, hence no padding.
+not all zeros, hence no padding. The machine has one multiprocessor, which the row tiles of tree_attention fill: a larger
+one takes more and smaller of them, whose KV L2 gives again.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def rows(options: Options) -> Iterator[Row]:
     """Ratios per kernel and case; GateError if a result is wrong or the emulator cannot run."""
     emulator = _emulator()
     for op, case in _cases(options.quick):
-        with emulator.counting() as counters, emulator.schedule(time_limit=3600.0):
+        with emulator.counting() as counters, emulator.schedule(time_limit=3600.0, num_sms=1):
             result = emulator.call(op, *case.args, **case.kwargs)
         _check(op, case, result)
         yield from _ratios(op, case, counters)
