@@ -18,46 +18,43 @@ STAGES = tl.constexpr(3)  # one tile of K and V ahead, and one more of the page 
 
 
 @triton.jit
-def node_depths(parents_ptr, node, mask_m, last_node):
-    """Whether nodes 0 .. last_node are a chain, and the depth of every row's node."""
-    breaks = tl.zeros([1], tl.int32)
-    for start in range(0, last_node + 1, 256):
-        offs = start + tl.arange(0, 256)
+def is_chain_up_to(parents_ptr, last_node):
+    """Whether nodes 0 .. last_node are a chain."""
+    breaks = 0
+    for start in range(0, last_node + 1, 2048):  # few rounds for a long prefill, whose programs all ask
+        offs = start + tl.arange(0, 2048)
         parent = tl.load(parents_ptr + offs, mask=offs <= last_node, other=-2)
         breaks += tl.sum(((parent != offs - 1) & (offs <= last_node)).to(tl.int32), 0)
-    is_chain = tl.sum(breaks, 0) == 0
-    depth = tl.where(is_chain, node, -1)
-    ancestor = tl.where(is_chain | ~mask_m, -1, node)
+    return breaks == 0
+
+
+@triton.jit
+def low_slots(parents_ptr, node, start, is_chain, L, window):
+    """The first slot that a row's node sees through a window; walks from `start` to the root for the depths of a tree."""
+    depth, ancestor = tl.where(is_chain, node, -1), start
     while tl.max(ancestor, 0) >= 0:
         depth += (ancestor >= 0).to(tl.int32)
         ancestor = tl.load(parents_ptr + ancestor, mask=ancestor >= 0, other=-1)
-    return is_chain, depth
+    return tl.maximum(L + depth - window + 1, 0)
 
 
 @triton.jit
-def low_slots(L, depth, window, WINDOW: tl.constexpr):
-    """The first slot that a row sees."""
-    return tl.maximum(L + depth - window + 1, 0) if WINDOW else depth * 0
+def ancestor_bits(parents_ptr, start, first, window, WINDOW: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Bit j of a row's word says whether node first + j is the row's node or its ancestor in the window.
 
-
-@triton.jit
-def ancestor_bits(parents_ptr, start, first, window, WINDOW: tl.constexpr):
-    """Bits j and j - 32 of two words [rows] say whether node first + j is a row's node or its ancestor in the window.
-
-    Walks from every row's node to the root, until all are before the tile. The k-th ancestor lies k positions back.
+    Walks from `start` to the root, until all rows are before the tile. The k-th ancestor lies k positions back.
     """
-    ancestor, steps, low, high = start, 0, start * 0, start * 0
+    tl.static_assert(BLOCK_N <= 32)
+    ancestor, steps, bits = start, 0, start * 0
     stop = tl.maximum(first, 0)
     while tl.max(ancestor, 0) >= stop:
-        inside = ancestor >= stop
+        inside = (ancestor >= stop) & (ancestor < first + BLOCK_N)
         if WINDOW:
             inside = inside & (steps < window)
-        j = ancestor - first
-        low |= tl.where(inside & (j < 32), 1 << (j & 31), 0)
-        high |= tl.where(inside & (j >= 32) & (j < 64), 1 << (j & 31), 0)
+        bits |= tl.where(inside, 1 << (ancestor - first & 31), 0)
         ancestor = tl.load(parents_ptr + ancestor, mask=ancestor >= 0, other=-1)
         steps += 1
-    return low, high
+    return bits
 
 
 @triton.jit
@@ -140,9 +137,8 @@ def attend_tile(
     if SOFTCAP:
         s = tanh(s * inner)
     if MASKED:
-        j = tl.arange(0, BLOCK_N)[None, :]
-        bits, high_bits = ancestor_bits(parents_ptr, start, tile - L, window, WINDOW)
-        is_ancestor = (tl.where(j < 32, bits[:, None], high_bits[:, None]) >> (j & 31)) & 1 == 1
+        bits = ancestor_bits(parents_ptr, start, tile - L, window, WINDOW, BLOCK_N)
+        is_ancestor = (bits[:, None] >> tl.arange(0, BLOCK_N)[None, :]) & 1 == 1
         seen = (slots[None, :] >= low[:, None]) & (slots[None, :] < high[:, None]) | is_ancestor
         s = tl.where(seen, s, float("-inf"))
 

@@ -29,7 +29,7 @@ from pyspec.contract import DTYPE_NAMES
 
 from .aot import AotCase
 from .append_kv import raw
-from .attention_tile import attend_tiles, finish, fold, low_slots, node_depths
+from .attention_tile import attend_tiles, finish, fold, is_chain_up_to, low_slots
 from .dots import rows
 
 SPAN = 512  # slots; also the least that a program of its own is worth
@@ -102,11 +102,11 @@ def attend_kernel(
     first_node, last_node = row0 // R, tl.minimum(nodes - 1, (row0 + BLOCK_M - 1) // R)
     parents_ptr += t0
 
-    is_chain, depth = node_depths(parents_ptr, node, mask_m, last_node)
-    low = low_slots(L, depth, window, WINDOW)
+    is_chain = is_chain_up_to(parents_ptr, last_node)
+    start = tl.where(is_chain | ~mask_m, -1, node)  # where a row's walk to the root begins
+    low = low_slots(parents_ptr, node, start, is_chain, L, window) if WINDOW else node * 0
     high = L + tl.where(is_chain | (PLANTED_BUG == "siblings"), node + 1 + (PLANTED_BUG == "future"), 0)
     high = tl.where(mask_m, high, 0)
-    start = tl.where(is_chain | ~mask_m, -1, node)  # where the walk to the root begins
     # All rows see slots [whole_begin, whole_end); none sees slots outside of [begin, end).
     end = L + last_node + 1
     begin = tl.min(tl.where(mask_m, low, end), 0)
