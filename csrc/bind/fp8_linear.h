@@ -33,14 +33,10 @@ at::Tensor fp8_linear(const at::Tensor& x, const at::Tensor& weight, const at::T
   const at::Tensor xs = padded_rows(x), w = weight.stride(1) == 1 ? weight : weight.contiguous();
   const at::Tensor s = scale.contiguous();
   at::Tensor out = at::empty({M.size, N.size}, x.options().dtype(at::kFloat));
-  const int64_t all_n = std::max<int64_t>(N.size, 1), all_k = std::max<int64_t>(K.size, 1);
-  kLaunch(x.device(),
-          {xs.const_data_ptr(), static_cast<const uint8_t*>(w.const_data_ptr()), s.const_data_ptr<float>(),
-           out.mutable_data_ptr<float>(), M.size, N.size, K.size, xs.stride(0), w.stride(0), columns,
-           block     ? kBlock
-           : channel ? 1
-                     : all_n,
-           block ? kBlock : all_k, to_dtype(xs.scalar_type())});
+  const int shift_n = block ? 7 : channel ? 0 : 31, shift_k = block ? 7 : 31;
+  kLaunch(x.device(), {xs.const_data_ptr(), static_cast<const uint8_t*>(w.const_data_ptr()),
+                       s.const_data_ptr<float>(), out.mutable_data_ptr<float>(), M.size, N.size, K.size,
+                       xs.stride(0), w.stride(0), columns, shift_n, shift_k, to_dtype(xs.scalar_type())});
   return out;
 }
 

@@ -36,6 +36,7 @@ struct Float8 {
 
   const Params& p;
   const int n;  // of the thread's first channel; the others are 8 apart
+  int next_column = -1;
   float next_scale[2 * kTiles], scale[2 * kTiles];
   uint32_t a[kTiles][2][4];
 
@@ -43,24 +44,25 @@ struct Float8 {
 
   template <bool kAhead>
   __device__ void prefetch(int k) {
-    const int column = k / int(p.scale_k);
+    const int column = k >> p.shift_k;
+    if (kAhead && column == next_column) return;
+    next_column = column;
 #pragma unroll
     for (int h = 0; h < 2 * kTiles; ++h) {
-      const int channel = min(n + 8 * h, int(p.N) - 1);
-      const int64_t row =
-          channel / int(p.scale_n) ^ (PYSPEC_PLANTED(11) && p.scale_n == 128 && p.N > 128 ? 1 : 0);
-      next_scale[h] = __ldg(p.scale + row * p.scale_stride_n + column);
+      const int row = min(n + 8 * h, int(p.N) - 1) >> p.shift_n;
+      const int wrong = PYSPEC_PLANTED(11) && p.shift_n == 7 && p.N > 128 ? 1 : 0;
+      next_scale[h] = __ldg(p.scale + (row ^ wrong) * p.scale_stride_n + column);
     }
   }
 
-  __device__ void fragments(const unsigned char* slot, int chunk, int) {
-    const int lane = threadIdx.x % 32, t = lane % 4;
+  template <bool>
+  __device__ void fragments(const cuda::Slot& slot, int chunk, int) {
+    const int t = threadIdx.x % 4;
+    const unsigned char* granule = slot.granule(chunk * 2 + t / 2) + t % 2 * 8;
 #pragma unroll
     for (int h = 0; h < 2 * kTiles; ++h) {
-      const int c = lane / 4 + 8 * h;
       scale[h] = next_scale[h];
-      const uint2 bytes = *reinterpret_cast<const uint2*>(
-          slot + c * cuda::kStageBytes + cuda::swizzled(c, chunk * 2 + t / 2) * cuda::kGranule + t % 2 * 8);
+      const uint2 bytes = *reinterpret_cast<const uint2*>(granule + h * cuda::kChannelStep);
       const uint32_t pairs[4] = {__byte_perm(bytes.x, 0, 0x4140), __byte_perm(bytes.x, 0, 0x4342),
                                  __byte_perm(bytes.y, 0, 0x4140), __byte_perm(bytes.y, 0, 0x4342)};
 #pragma unroll

@@ -31,13 +31,12 @@ struct BFloat16 {
   template <bool kAhead>
   __device__ void prefetch(int) {}
 
-  __device__ void fragments(const unsigned char* slot, int, int) {
-    const int lane = threadIdx.x % 32;
+  template <bool>
+  __device__ void fragments(const cuda::Slot& slot, int, int) {
+    const unsigned char* granule = slot.granule(threadIdx.x % 4);
 #pragma unroll
     for (int h = 0; h < 2 * kTiles; ++h) {
-      const int c = lane / 4 + 8 * h;
-      const uint4 pairs = *reinterpret_cast<const uint4*>(slot + c * cuda::kStageBytes +
-                                                          cuda::swizzled(c, lane % 4) * cuda::kGranule);
+      const uint4 pairs = *reinterpret_cast<const uint4*>(granule + h * cuda::kChannelStep);
       a[h / 2][0][h % 2] = pairs.x;
       a[h / 2][0][h % 2 + 2] = pairs.y;
       a[h / 2][1][h % 2] = pairs.z;

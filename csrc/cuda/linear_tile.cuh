@@ -50,6 +50,19 @@ __device__ inline int swizzled(int channel, int q) {
   return q ^ ((channel >> 1 & 1) << 1 | (channel >> 2 & 1));
 }
 
+// A stage in shared memory, seen by the thread whose first channel is lane / 4; channels 8 further lie
+// kChannelStep bytes further each, as the permutation repeats after 8.
+constexpr int kChannelStep = 8 * kStageBytes;
+struct Slot {
+  const unsigned char* bytes;
+  int first;  // byte of granule 0; the permutation is an exclusive or, so that it moves the others alike
+
+  static __device__ int first_of(int lane) {
+    return lane / 4 * kStageBytes + swizzled(lane / 4, 0) * kGranule;
+  }
+  __device__ const unsigned char* granule(int q) const { return bytes + (first ^ q * kGranule); }
+};
+
 // Rows of x as the B operand: 8 consecutive k of one row, as four words of two k. f32 becomes bf16 hi + lo
 // (error 2^-17 of x) and costs two MMAs; an infinity has no lo part and makes its row NaN. A strided word has
 // k and k + 4 (the order of nibbles), else k and k + 1.
@@ -142,8 +155,8 @@ struct StageLoader {
 
 // Weight is a format with kStageK (k of a stage), Params, Sum (float or int), X (rows of x), kChannelTiles,
 // kStrided, and, of one thread, prefetch<kAhead>(k): what chunk k .. k + 31 needs from global memory;
-// fragments(slot, chunk): its A operand; multiply(words, sums, r): adds its product with row tile r; store(p,
-// m, n, sum). x has rows of K rounded up to 32, zero behind K, aligned to 16 bytes.
+// fragments<kAhead>(slot, chunk, k): its A operand; multiply(words, sums, r): adds its product with row tile
+// r; store(p, m, n, sum). x has rows of K rounded up to 32, zero behind K, aligned to 16 bytes.
 template <class Weight, int kRowTiles>
 __global__ void __launch_bounds__(kLinearThreads, kRowTiles == 1 && Weight::kChannelTiles < 4 ? 2 : 1)
     linear_tile(const typename Weight::Params p, const WeightRows rows) {
@@ -163,6 +176,8 @@ __global__ void __launch_bounds__(kLinearThreads, kRowTiles == 1 && Weight::kCha
     if (stage * kStageBytes < rows.bytes) StageLoader<kChannels>(rows, n0).load(stage, slot_of(stage));
     cp_async_commit();
   };
+
+  const int first = Slot::first_of(lane);
 
   // The thread's row of x, of row tile after row tile of chunk after chunk: one load ahead of the products.
   const typename X::T* x =
@@ -184,7 +199,7 @@ __global__ void __launch_bounds__(kLinearThreads, kRowTiles == 1 && Weight::kCha
     if (PYSPEC_PLANTED(6)) fill(stage + (kStages - 1) * kLinearWarps);
     if (!PYSPEC_PLANTED(2)) __syncwarp();  // the other lanes' copies are there; the last slot is read by all
     if (!PYSPEC_PLANTED(6)) fill(stage + (kStages - 1) * kLinearWarps);
-    const unsigned char* slot = slot_of(stage);
+    const Slot slot{slot_of(stage), first};
 #pragma unroll 1
     for (int chunk = 0; chunk < Weight::kStageK / 32; ++chunk) {
       const int k = stage * Weight::kStageK + chunk * 32;
@@ -192,7 +207,7 @@ __global__ void __launch_bounds__(kLinearThreads, kRowTiles == 1 && Weight::kCha
       const bool last_chunk = chunk + 1 == Weight::kStageK / 32 || k + 32 >= K;
       const int next_k = last_chunk ? (stage + kLinearWarps) * Weight::kStageK : k + 32;
       if (!kAhead) weight.template prefetch<kAhead>(k);
-      weight.fragments(slot, chunk, k);
+      weight.template fragments<kAhead>(slot, chunk, k);
       if (kAhead && next_k < K) weight.template prefetch<kAhead>(next_k);
 #pragma unroll
       for (int r = 0; r < kRowTiles; ++r) {

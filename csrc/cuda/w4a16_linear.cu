@@ -37,7 +37,7 @@ __device__ inline void dequantised(uint32_t nibbles, __nv_bfloat162 offset, uint
   if (PYSPEC_PLANTED(15)) nibbles = (nibbles >> 4 & 0x0f0f0f0fu) | (nibbles & 0x0f0f0f0fu) << 4;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const uint32_t biased = (nibbles >> 4 * i & 0x000f000fu) | 0x43004300u;
+    const uint32_t biased = cuda::and_or(nibbles >> 4 * i, 0x000f000fu, 0x43004300u);
     words[i] = bits_as<uint32_t>(__hsub2(bits_as<__nv_bfloat162>(biased), offset));
   }
 }
@@ -55,11 +55,13 @@ struct Nibbles {
 
   const Params& p;
   const int n;  // of the thread's first channel; the others are 8 apart
-  uint32_t next_scale[2 * kTiles], next_zero[2 * kTiles];  // of the next chunk
-  float scale[2 * kTiles], fraction[2 * kTiles];           // of this one
-  int next_j = -1;                                         // group of next_scale
-  uint32_t a[kTiles][2][4];
+  int next_j = -1;
+  uint32_t next_scale[2 * kTiles], next_zero[2 * kTiles];  // of group next_j, as they are in memory
+  bool fresh = false;                                      // whether these are still to be widened
+  float scale[2 * kTiles], fraction[2 * kTiles];           // of this chunk's group
+  __nv_bfloat162 offset[2 * kTiles];
   bool fractions = false;  // whether a zero point of the warp's channels has one
+  uint32_t a[kTiles][2][4];
 
   __device__ Nibbles(const Params& p, int n) : p(p), n(n) {}
 
@@ -68,6 +70,7 @@ struct Nibbles {
     const int j = p.J == 1 ? 0 : k >> (__ffs(int(p.group_size)) - 1);
     if (kAhead && j == next_j) return;  // a group of 64 or more: its scales are there
     next_j = j;
+    fresh = true;
 #pragma unroll
     for (int h = 0; h < 2 * kTiles; ++h) {
       const int64_t i = min(n + 8 * h, int(p.N) - 1) * p.J + j;
@@ -76,12 +79,10 @@ struct Nibbles {
     }
   }
 
-  __device__ void fragments(const unsigned char* slot, int chunk, int) {
+  __device__ void widen() {
     bool exact = true;
-    const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int h = 0; h < 2 * kTiles; ++h) {
-      const int c = lane / 4 + 8 * h;
       float whole = 8.0f;
       fraction[h] = 0.0f;
       if (p.zeros && !PYSPEC_PLANTED(12)) {
@@ -90,15 +91,24 @@ struct Nibbles {
         fraction[h] = whole - zero;
       }
       exact = exact && fraction[h] == 0.0f;  // a NaN is a fraction
-      if (!PYSPEC_PLANTED(11) || chunk == 0) scale[h] = widened(next_scale[h], p.dtype);
-      const uint32_t nibbles = *reinterpret_cast<const uint32_t*>(
-          slot + c * cuda::kStageBytes + cuda::swizzled(c, chunk) * cuda::kGranule + lane % 4 * 4);
+      scale[h] = widened(next_scale[h], p.dtype);
+      offset[h] = __float2bfloat162_rn(128.0f + whole);
+    }
+    fractions = p.zeros && !PYSPEC_PLANTED(13) && !__all_sync(0xffffffffu, exact);
+    fresh = false;
+  }
+
+  template <bool kAhead>
+  __device__ void fragments(const cuda::Slot& slot, int chunk, int) {
+    if ((!kAhead || fresh) && !(PYSPEC_PLANTED(11) && chunk > 0)) widen();
+    const unsigned char* granule = slot.granule(chunk) + threadIdx.x % 4 * 4;
+#pragma unroll
+    for (int h = 0; h < 2 * kTiles; ++h) {
       uint32_t words[4];
-      dequantised(nibbles, __float2bfloat162_rn(128.0f + whole), words);
+      dequantised(*reinterpret_cast<const uint32_t*>(granule + h * cuda::kChannelStep), offset[h], words);
 #pragma unroll
       for (int i = 0; i < 4; ++i) a[h / 2][i / 2][h % 2 + i % 2 * 2] = words[i];
     }
-    fractions = p.zeros && !PYSPEC_PLANTED(13) && !__all_sync(0xffffffffu, exact);
   }
 
   template <int kRowTiles>
@@ -159,15 +169,16 @@ struct GatheredNibbles {
       weight[i] = (float(nibbles >> 4 * i & 15) - zero[i % kGroups]) * scale[i % kGroups];
   }
 
-  __device__ void fragments(const unsigned char* slot, int chunk, int chunk_k) {
-    const int lane = threadIdx.x % 32;
-    const int k = chunk_k + lane % 4 * 8;
+  template <bool>
+  __device__ void fragments(const cuda::Slot& slot, int chunk, int chunk_k) {
+    const int t = threadIdx.x % 4, k = chunk_k + t * 8;
     int group[8];
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const int ki = PYSPEC_PLANTED(14) ? k + (i ^ 1) : k + i;
       group[i] = ki < p.K ? __ldg(p.g_idx + ki) : 0;  // behind K x is zero
     }
+    const unsigned char* granule = slot.granule(chunk) + t * 4;
     bool same = true;
 #pragma unroll
     for (int i = 1; i < 8; ++i) same = same && group[i] == group[0];
@@ -175,9 +186,7 @@ struct GatheredNibbles {
         __all_sync(0xffffffffu, same);  // checkpoints without act-order may have a g_idx too
 #pragma unroll
     for (int h = 0; h < 2 * kTiles; ++h) {
-      const int c = lane / 4 + 8 * h;
-      const uint32_t nibbles = *reinterpret_cast<const uint32_t*>(
-          slot + c * cuda::kStageBytes + cuda::swizzled(c, chunk) * cuda::kGranule + lane % 4 * 4);
+      const uint32_t nibbles = *reinterpret_cast<const uint32_t*>(granule + h * cuda::kChannelStep);
       const int64_t first = min(n + 8 * h, int(p.N) - 1) * p.J;
       float weight[8];
       if (neighbours) {

@@ -37,13 +37,13 @@ struct Int8 {
   template <bool kAhead>
   __device__ void prefetch(int) {}
 
-  __device__ void fragments(const unsigned char* slot, int chunk, int) {
-    const int lane = threadIdx.x % 32, t = lane % 4;
+  template <bool>
+  __device__ void fragments(const cuda::Slot& slot, int chunk, int) {
+    const int t = threadIdx.x % 4;
+    const unsigned char* granule = slot.granule(chunk * 2 + t / 2) + t % 2 * 8;
 #pragma unroll
     for (int h = 0; h < 2 * kTiles; ++h) {
-      const int c = lane / 4 + 8 * h;
-      const uint2 bytes = *reinterpret_cast<const uint2*>(
-          slot + c * cuda::kStageBytes + cuda::swizzled(c, chunk * 2 + t / 2) * cuda::kGranule + t % 2 * 8);
+      const uint2 bytes = *reinterpret_cast<const uint2*>(granule + h * cuda::kChannelStep);
       a[h / 2][h % 2] = PYSPEC_PLANTED(12) ? bytes.y : bytes.x;
       a[h / 2][h % 2 + 2] = PYSPEC_PLANTED(12) ? bytes.x : bytes.y;
     }

@@ -100,6 +100,7 @@ inline void named_barrier_sync(int id, int threads, Where where = Where::here())
   emulator::block_barrier(id, threads, emulator::Reduction::kNone, false, where);
 }
 
+inline uint32_t and_or(uint32_t a, uint32_t b, uint32_t c) { return (a & b) | c; }
 inline float exp2_approx(float x) { return std::exp2(x); }
 inline float log2_approx(float x) { return std::log2(x); }
 
