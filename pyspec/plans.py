@@ -162,6 +162,7 @@ def make_workspace(
         q_dtype=q_dtype,
         kv_dtype=kv_dtype,
         window=window,
+        node_count=node_count,
     )
 
 
