@@ -31,7 +31,7 @@ def e4m3_to_bf16(code):
     return tl.where(bits >= 0x80, -magnitude, magnitude).to(tl.bfloat16)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def fp8_linear_kernel(
     x_ptr, weight_ptr, scale_ptr, out_ptr, M, N, K, x_stride_m, weight_stride_n, scale_stride_x, out_stride_p,
     out_stride_m, part_k, GRANULARITY: tl.constexpr, PARTS: tl.constexpr, SPLIT: tl.constexpr, BLOCK_M: tl.constexpr,

@@ -35,7 +35,7 @@ class Config:
     num_stages: int
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def quant_linear_kernel(
     xq_ptr, xd_ptr, sums_ptr, qweight_ptr, bias_ptr, out_ptr, M, N, K, qweight_stride_n, out_stride_m,
     FORMAT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, UNROLL: tl.constexpr,

@@ -23,7 +23,7 @@ from .dots import pick_config as pick_tiles
 from .tuned import tunable
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def w4a16_linear_kernel(
     x_ptr, qweight_ptr, scales_ptr, zeros_ptr, g_idx_ptr, out_ptr, M, N, K, x_stride_m, weight_stride_n,
     scales_stride_n, zeros_stride_n, out_stride_p, out_stride_m, part_k, GROUP: tl.constexpr, PARTS: tl.constexpr,

@@ -29,7 +29,7 @@ class Config:
     num_stages: int
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def w8a8_linear_kernel(
     x_ptr, weight_ptr, x_scale_ptr, w_scale_ptr, out_ptr, M, N, K, x_stride_m, weight_stride_n, out_stride_m,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PLANTED_BUG: tl.constexpr = "",
