@@ -96,7 +96,6 @@ __device__ inline double listed_sum(const Weights& weights, int found, Scratch& 
   auto* by_id = reinterpret_cast<uint64_t*>(s.lists.weights);
   double* weight = s.lists.weights + kMaxSelected;
   for (int i = t; i < found; i += kThreads) by_id[i] = s.lists.keys[i] << 32 | s.lists.keys[i] >> 32;
-  __syncthreads();
   sort_keys(by_id, found);
   for (int i = t; i < found; i += kThreads) {
     const uint64_t key = by_id[i] << 32 | by_id[i] >> 32;

@@ -32,7 +32,6 @@ class Row {
       : logits_(logits), V_(vocab), vector_(reinterpret_cast<uintptr_t>(logits) % 16 == 0) {
     float best = -kInfinity;
     int64_t id = 4 * int64_t(threadIdx.x);
-    const bool any = id < V_;
     const auto consider = [&](float value, int64_t i) {
       if (value > best) {
         best = value;
@@ -56,20 +55,20 @@ class Row {
         consider4({clean(z[j].x), clean(z[j].y), clean(z[j].z), clean(z[j].w)}, i + j * kChunk);
     }
     for (; i < V_; i += kChunk) consider4(quad(i), i);
-    const uint64_t first = block_min(any ? make_key(best, id) : kNoKey, s);
+    const uint64_t first = block_min(make_key(best, id), s);
     argmax_ = key_id(first);
     max_ = key_value(first);
     if (max_ == kInfinity) {
       infinite_ = true;
       max_ = 0;
     }
-    own_ = any ? make_key(infinite_ ? (best == kInfinity ? 0.0f : -kInfinity) : best, id) : kNoKey;
+    own_ = make_key(infinite_ ? (best == kInfinity ? 0.0f : -kInfinity) : best, id);
   }
 
   __device__ int64_t vocab() const { return V_; }
   __device__ bool dead() const { return max_ == -kInfinity; }
   __device__ int32_t argmax() const { return argmax_; }
-  // The first key of this thread's tokens; kNoKey: it has none.
+  // The first key of this thread's tokens; where it has none, one beyond all tokens.
   __device__ uint64_t own() const { return own_; }
   __device__ double centred(float value) const { return double(value) - double(max_); }
   __device__ float value(int64_t id) const { return clean(logits_[id]); }

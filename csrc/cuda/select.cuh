@@ -50,7 +50,8 @@ __device__ inline uint64_t block_min(uint64_t x, Scratch& s) {
   return x;
 }
 
-// Sorts keys[0 .. count) ascending (bitonic; the rest up to a power of two is filled with kNoKey).
+// Sorts keys[0 .. count) ascending (bitonic; the rest up to a power of two is filled with kNoKey). Begins and
+// ends with a barrier.
 __device__ inline void sort_keys(uint64_t* keys, int count) {
   int size = 1;
   while (size < count) size *= 2;
@@ -77,10 +78,8 @@ __device__ inline void sort_keys(uint64_t* keys, int count) {
 __device__ inline uint64_t beyond_first(uint64_t own, int n, Scratch& s) {
   if (n > kThreads) return kNoKey;
   s.lists.keys[threadIdx.x] = own;
-  __syncthreads();
   sort_keys(s.lists.keys, kThreads);
-  const uint64_t nth = s.lists.keys[n - 1];
-  __syncthreads();  // the keys are written again
+  const uint64_t nth = s.lists.keys[n - 1];  // select waits before it writes keys again
   return nth == kNoKey ? nth : nth + 1;
 }
 

@@ -54,9 +54,22 @@ def test_equals_specification_on_the_edge(name: str) -> None:
     assert agree(EDGES[name])
 
 
-def test_what_the_edges_decide() -> None:
-    assert emulator.call("sample", *EDGES["tied draw"][0])[0].tolist() == [567]  # not 2345
-    assert emulator.call("sample", *EDGES["close cut"][0])[0].tolist() == [3752]  # the last that is kept
+@pytest.mark.parametrize(
+    ("name", "tokens"),
+    [("tied draw", [567]), ("tied draw of one CUDA thread", [75767]), ("close cut", [3752]), ("last of top-k", [177, None]),
+     ("last of top-k, tied", [1049, None]), ("last of top-p", [25, None]), ("last of top-p, tied", [989, None])],
+)  # fmt: skip
+def test_what_the_edges_decide(name: str, tokens: list[int | None]) -> None:
+    """None: the token that would be drawn if the filters kept one more."""
+    drawn = emulator.call("sample", *EDGES[name][0])[0].tolist()
+    more = {
+        "last of top-k": 950,
+        "last of top-k, tied": 1050,
+        "last of top-p": 798,
+        "last of top-p, tied": 990,
+    }
+    for token, want in zip(drawn, tokens, strict=True):
+        assert token == want if want is not None else token != more[name]
 
 
 def test_any_alignment_and_stride() -> None:

@@ -51,19 +51,26 @@ def wide_call(rng: random.Random) -> Call:
     return (z, positions, *law), {"num_logprobs": rng.choice([0, 3, 1000, 1024])}
 
 
-def close_call() -> Call:
-    """2000 weights 1 and 3000 weights 2/3: top_p 7/8 cuts at token 4250 or 4251 of the order. The numbers themselves pass
-    the limit by 3e-11 after 4250, their sum in order misses it by 9e-11; at this position token 4251 has the best score."""
-    vocab, gap, temperature = 5000, 1136734.0, 2803531.0  # exp(-gap / temperature) = 2/3 to 1e-13
-    logits = torch.where(torch.arange(vocab) % 5 < 2, 0.0, -gap)[None]
+def close_call(gap: float, temperature: float) -> Call:
+    """2000 weights 1 and 3000 weights exp(-gap / temperature) = 2/3 (to 1e-13): top_p 7/8 cuts within 1e-10 of token 4250 of
+    the order. At this position the token after it, 3752, has the best score."""
+    logits = torch.where(torch.arange(5000) % 5 < 2, 0.0, -gap)[None]
     return rows_of(logits, 232, Law(temperature, 0, 0.875, 0.0, 7, 1)), {"num_logprobs": 0}
 
 
-def tied_call() -> Call:
-    """Tokens 567 and 2345 have the same random word at this position, above that of 6, the only other candidate."""
-    logits = torch.full((1, 4097), -torch.inf)
-    logits[0, [6, 567, 2345]] = 1.0
-    return rows_of(logits, 1874, Law(1.0, 0, 1.0, 0.0, 3, 0)), {"num_logprobs": 4}
+def boundary_call(tied: bool, top_k: int, top_p: float, inside: int, outside: int) -> Call:
+    """Filters that keep more than a list holds. At one position the last token kept has the best score of those kept, at
+    the other the first one dropped would have."""
+    z = torch.zeros(1100) if tied else torch.linspace(0, -1, 1100)[torch.arange(1100) * 37 % 1100]
+    logits, _, *law = rows_of(z.repeat(2, 1), 0, Law(1.0, top_k, top_p, 0.0, 6, 0))
+    return (logits, torch.tensor([inside, outside], dtype=torch.int32), *law), {"num_logprobs": 0}
+
+
+def tied_call(vocab: int, position: int, ids: list[int]) -> Call:
+    """Three candidates: the first has a smaller score, the others have the same random word at this position."""
+    logits = torch.full((1, vocab), -torch.inf)
+    logits[0, ids] = 1.0
+    return rows_of(logits, position, Law(1.0, 0, 1.0, 0.0, 3, 0)), {"num_logprobs": 4}
 
 
 def peaked_call() -> Call:
@@ -106,8 +113,16 @@ def ascending_call() -> Call:
 
 
 EDGES = {
-    "close cut": close_call(),
-    "tied draw": tied_call(),
+    # the numbers pass the limit by 3e-11 after 4250 tokens, their sum in order misses it by 9e-11: 4251 are kept
+    "close cut": close_call(1136734.0, 2803531.0),
+    # the numbers miss it by 3e-11, their sum in order passes it by 5e-10: 4250
+    "close cut from below": close_call(1656001.0, 4084201.0),
+    "last of top-k": boundary_call(False, 1050, 1.0, 278, 818),
+    "last of top-k, tied": boundary_call(True, 1050, 1.0, 890, 693),
+    "last of top-p": boundary_call(False, 0, 0.9, 3156, 342),
+    "last of top-p, tied": boundary_call(True, 0, 0.9, 715, 1284),
+    "tied draw": tied_call(4097, 1874, [6, 567, 2345]),
+    "tied draw of one CUDA thread": tied_call(262144, 54, [3, 75767, 210933]),
     "peaked": peaked_call(),
     "knife's edge": knife_edge_call(0),
     "knife's edge in a list": knife_edge_call(44),
