@@ -32,16 +32,13 @@ def quant_embedding_kernel(
     row_ptrs = qweight_ptr + row * qweight_stride_r + tl.zeros([1, 1], tl.int64)
     q = group_values(row_ptrs, g, mask_g, FORMAT).to(tl.float32)
     d, minimum = group_scales(row_ptrs, g, mask_g, FORMAT)
-    multiplier = row_multiplier(row_ptrs, row_ptrs.to(tl.int64, bitcast=True) != 0, K, FORMAT)
+    multiplier = row_multiplier(row_ptrs, tl.full([1, 1], 1, tl.int1), K, FORMAT)
     offs_k = tl.arange(0, 32)[None, :]
     if FORMAT == "q4_k" or FORMAT == "q6_k":
         d, minimum = halved(d, multiplier), halved(minimum, multiplier)
     if FORMAT == "q6_k":  # two scales of 16 values instead of a scale and a minimum
-        d, minimum = (
-            tl.where(offs_k < 16, d, minimum),
-            0.0,
-        )  # adding 0 turns -0 into 0, as the specification does
-    weight = q * d + minimum
+        d, minimum = tl.where(offs_k < 16, d, minimum), 0.0
+    weight = q * d + minimum  # plus 0 where there is none: -0 becomes 0, as in the specification
     tl.store(out_ptr + t * K + g * 32 + offs_k, weight * multiplier * scale, mask=mask_g)
 
 
