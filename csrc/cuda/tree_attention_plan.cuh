@@ -75,7 +75,7 @@ __device__ inline void describe_node(const Call& call, int t) {
         --word;
       }
       if (depth - PYSPEC_PLANTED(9) < window) bits |= 1u << node % 32;
-      if (parents[node] < 0) break;
+      if (parents[node] < 0 || parents[node] >= node) break;  // the second only where nobody has checked
     }
     for (; word >= 0; --word, bits = 0) mask[word] = bits;
   }

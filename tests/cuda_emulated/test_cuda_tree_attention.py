@@ -126,6 +126,13 @@ def test_a_window_reads_no_page_before_it() -> None:
     assert torch.equal(emulator.call("tree_attention", *args, **kwargs)[0], want[0])
 
 
+def test_unchecked_cycles_of_parents_end() -> None:
+    args = copies(make_case("", 2, 1, 64, 16, "bf16", "bf16", [(3, TREE)]))
+    args[6][3:6] = torch.tensor([5, 3, 4], dtype=torch.int32)
+    out, _ = emulator.call("tree_attention", *args, scale=0.125)
+    assert out.isfinite().all()
+
+
 REFUSED = {
     "q must be [T, H, D] with D one of 64|96|128|256 on GPUs, got [2, 2, 80]": (
         ValueError, make_case("", 2, 1, 80, 4, "f32", "bf16", [(3, chain(2))]),
