@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""build_tree in Triton: one level of best-first growth, bit for bit as the specification, pyspec/spec/build_tree.py.
+"""build_tree in Triton: one level of best-first growth, bit for bit as pyspec/spec/build_tree.py.
 
-Three launches: the score of every token below every frontier node; the `width` best of each node; the best of those per request.
+Three launches: the score of every token below every frontier node; the `width` best of each node; the best
+of those per request.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ _SUM_BLOCK = tl.constexpr(8 * law.LANES)
 @triton.jit(do_not_specialize=["requests"])
 def scores_kernel(
     logits_ptr, node_score_ptr, cu_t_ptr, position_ptr, temperature_ptr, seed_ptr, stream_ptr, scores_ptr,
-    vocab, requests, logits_stride_t,
-    SHARED_NOISE: tl.constexpr, BLOCK: tl.constexpr, BLOCK_B: tl.constexpr, PLANTED_BUG: tl.constexpr = "",
+    vocab, requests, logits_stride_t, SHARED_NOISE: tl.constexpr, BLOCK: tl.constexpr,
+    BLOCK_B: tl.constexpr, PLANTED_BUG: tl.constexpr = "",
 ):  # fmt: skip
     """scores [T, V] f32 of one node; -inf where there is no child."""
     t = tl.program_id(0).to(tl.int64)
@@ -94,7 +95,10 @@ def request_best_kernel(
     best_ptr, node_token_ptr, cu_t_ptr, token_ptr, parent_ptr, score_ptr, width,
     SIZE: tl.constexpr, BLOCK: tl.constexpr, PLANTED_BUG: tl.constexpr = "",
 ):  # fmt: skip
-    """The `width` best of a request's nodes' children. Their flat index orders ties: by node, then by token."""
+    """The `width` best of a request's nodes' children.
+
+    Their flat index orders ties: by node, then by token.
+    """
     b = tl.program_id(0).to(tl.int64)
     begin = tl.load(cu_t_ptr + b).to(tl.int64)
     candidates = (tl.load(cu_t_ptr + b + 1) - begin).to(tl.int32) * width
@@ -117,7 +121,8 @@ def request_best_kernel(
 
 
 def build_tree(
-    logits: Tensor, node_score: Tensor, cu_t: Tensor, position: Tensor, temperature: Tensor, seed: Tensor, stream: Tensor,
+    logits: Tensor, node_score: Tensor, cu_t: Tensor, position: Tensor, temperature: Tensor, seed: Tensor,
+    stream: Tensor,
     *, width: int, rule: str = "shared_noise",
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """token, parent and score [B, width] of the children that each request keeps."""
@@ -144,9 +149,9 @@ def _launch(
     if t:
         logits = rows(logits)
         scores_kernel[(t,)](
-            logits, node_score.contiguous(), cu_t, *(law.contiguous() for law in laws), scores, vocab, b, logits.stride(0),
-            SHARED_NOISE=rule == "shared_noise", BLOCK=c.block, BLOCK_B=triton.next_power_of_2(b), PLANTED_BUG=bug,
-            num_warps=c.num_warps, **OPTIONS,
+            logits, node_score.contiguous(), cu_t, *(law.contiguous() for law in laws), scores, vocab, b,
+            logits.stride(0), SHARED_NOISE=rule == "shared_noise", BLOCK=c.block,
+            BLOCK_B=triton.next_power_of_2(b), PLANTED_BUG=bug, num_warps=c.num_warps, **OPTIONS,
         )  # fmt: skip
         node_best_kernel[(t,)](
             scores, best, node_token, vocab, width, SIZE=size, BLOCK=c.block, num_warps=c.num_warps
@@ -174,7 +179,8 @@ def aot_cases() -> list[AotCase]:
     laws = {"position_ptr": "*i32", "temperature_ptr": "*fp32", "seed_ptr": "*i64", "stream_ptr": "*i32"}
     scores = {
         "logits_ptr": "*fp32", "node_score_ptr": "*fp32", "cu_t_ptr": "*i32", **laws, "scores_ptr": "*fp32",
-        "vocab": "i32", "requests": "i32", "logits_stride_t": "i32", "SHARED_NOISE": "constexpr", "BLOCK": "constexpr",
+        "vocab": "i32", "requests": "i32", "logits_stride_t": "i32", "SHARED_NOISE": "constexpr",
+        "BLOCK": "constexpr",
         "BLOCK_B": "constexpr", "PLANTED_BUG": "constexpr",
     }  # fmt: skip
     node = {
@@ -182,8 +188,10 @@ def aot_cases() -> list[AotCase]:
         "SIZE": "constexpr", "BLOCK": "constexpr",
     }  # fmt: skip
     request = {
-        "best_ptr": "*fp32", "node_token_ptr": "*i32", "cu_t_ptr": "*i32", "token_ptr": "*i32", "parent_ptr": "*i32",
-        "score_ptr": "*fp32", "width": "i32", "SIZE": "constexpr", "BLOCK": "constexpr", "PLANTED_BUG": "constexpr",
+        "best_ptr": "*fp32", "node_token_ptr": "*i32", "cu_t_ptr": "*i32", "token_ptr": "*i32",
+        "parent_ptr": "*i32",
+        "score_ptr": "*fp32", "width": "i32", "SIZE": "constexpr", "BLOCK": "constexpr",
+        "PLANTED_BUG": "constexpr",
     }  # fmt: skip
     cases = [
         AotCase(

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Products on tensor cores that the linear family shares: 16-bit halves, the order of sums, parts of K.
 
-The weight is the left operand: [BLOCK_N, BLOCK_K] @ [BLOCK_K, BLOCK_M]. The instruction's fixed side (16 rows of mma.sync, 64 of
-wgmma, 64 or 128 of tcgen05) then lies along the channels, and N alone chooses it. Rows of x are its columns: their number
-changes how many columns one instruction has, not how a column is summed. So a row's bits do not depend on M as far as the
-code decides it: same instruction kind, same BLOCK_K, same parts of K for one row and for a thousand. (That an instruction
-sums each of its columns alike is the hardware's; it was not measured.) One row also wastes less: 16 columns, not 64 rows.
+The weight is the left operand: [BLOCK_N, BLOCK_K] @ [BLOCK_K, BLOCK_M]. The instruction's fixed side (16
+rows of mma.sync, 64 of wgmma, 64 or 128 of tcgen05) then lies along the channels, and N alone chooses it.
+Rows of x are its columns: their number changes how many columns one instruction has, not how a column is
+summed. So a row's bits do not depend on M as far as the code decides it: same instruction kind, same
+BLOCK_K, same parts of K for one row and for a thousand. (That an instruction sums each of its columns alike
+is the hardware's; it was not measured.) One row also wastes less: 16 columns, not 64 rows.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ SHORTEST_PART = 128  # k: below that a part's prologue costs more than it brings
 
 @dataclass(frozen=True)
 class Config:
-    """How one call is cut. block_n, block_k and parts, which fix the order of sums, follow from N, K and the weight alone."""
+    """How one call is cut.
+
+    block_n, block_k and parts, which fix the order of sums, follow from N, K and the weight alone.
+    """
 
     block_m: int
     block_n: int
@@ -54,14 +58,17 @@ class Config:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The compiler's. Left to itself ptxas spills some registers of large tiles to have two programs on an SM."""
+        """The compiler's. Left to itself ptxas spills registers of large tiles to fit two on an SM."""
         large = self.block_m * self.block_n >= 64 * 128
         return {"num_warps": self.num_warps, "num_stages": self.num_stages, **OPTIONS} | (
             {"maxnreg": 255} if large else {}
         )
 
     def aot_case(self, name: str, fn: Any, signature: dict[str, str], constants: dict[str, Any]) -> AotCase:
-        """The kernel of this launch, every size but M a multiple of 16. None and "" among `constants` are constexprs too."""
+        """The kernel of this launch, every size but M a multiple of 16.
+
+        None and "" among `constants` are constexprs too.
+        """
         constants = {**constants, **self.constants, "PLANTED_BUG": ""}
         signature = {**signature, **dict.fromkeys(constants, "constexpr")}
         signature = {argument: signature[argument] for argument in fn.arg_names}
@@ -71,7 +78,7 @@ class Config:
 
 
 def pick_config(m: int, n: int, k: int, *, block_k: int, unit_k: int, area: int) -> Config:
-    """Tiles of at most `area` outputs, parts of K (multiples of unit_k) and pipeline for x [m, k] and a weight [n, k]."""
+    """The launch for x [m, k] and a weight [n, k]: tiles of at most `area` outputs, parts of unit_k."""
     block_n = 128 if n >= 64 * PROGRAMS else 64
     tiles = triton.cdiv(n, block_n)
     parts = 1
@@ -99,7 +106,10 @@ def halves(x):
 
 @triton.jit
 def dot(w, x, acc):
-    """acc + w @ x; an f32 operand enters as two bf16 halves, small products first, low @ low left out (2^-18)."""
+    """acc + w @ x; an f32 operand enters as two bf16 halves.
+
+    Small products come first; low @ low, 2^-18 of the result, is left out.
+    """
     if w.dtype == tl.float32:
         w, w_low = halves(w)
         acc = tl.dot(w_low, x.to(tl.bfloat16), acc)
@@ -138,7 +148,8 @@ def sum_parts(partial: Tensor, bias: Tensor | None, out: Tensor) -> None:
     m, n = out.shape
     block_n = min(1024, max(32, triton.next_power_of_2(n)))
     sum_parts_kernel[(triton.cdiv(n, block_n), m)](
-        partial, bias, out, n, out.stride(0), partial.stride(0), partial.stride(1), PARTS=partial.size(0), BLOCK_N=block_n, **OPTIONS,
+        partial, bias, out, n, out.stride(0), partial.stride(0), partial.stride(1), PARTS=partial.size(0),
+        BLOCK_N=block_n, **OPTIONS,
     )  # fmt: skip
 
 

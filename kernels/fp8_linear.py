@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""fp8_linear in Triton: float rows times an e4m3 weight with scales. Specification: pyspec/spec/fp8_linear.py.
+"""fp8_linear in Triton: float rows times an e4m3 weight with scales.
+
+Specification: pyspec/spec/fp8_linear.py.
 
     block:            acc = fma(sum over (at most 64 of) the 128 k of a block of x * weight, scale, acc)
     tensor, channel:  out = (sum of x * weight) * scale
 
-e4m3 is exact in bf16, so x decides the number of products. Its bits are moved by integer arithmetic: sm_80 converts no e4m3.
+e4m3 is exact in bf16, so x decides the number of products. Its bits are moved by integer arithmetic: sm_80
+converts no e4m3.
 """
 
 from __future__ import annotations
@@ -24,7 +27,10 @@ from .tuned import tunable
 
 @triton.jit
 def e4m3_to_bf16(code):
-    """The value of e4m3 bits (u8): exponent and fraction stand 120 too low in f32, which also makes denormals right."""
+    """The value of e4m3 bits (u8).
+
+    Exponent and fraction stand 2^120 too low in f32; multiplying makes denormals right too.
+    """
     bits = code.to(tl.int32)
     magnitude = ((bits & 0x7F) << 20).to(tl.float32, bitcast=True) * (2.0**120)
     magnitude = tl.where((bits & 0x7F) == 0x7F, float("nan"), magnitude)
@@ -33,9 +39,9 @@ def e4m3_to_bf16(code):
 
 @triton.jit(do_not_specialize=["M"])
 def fp8_linear_kernel(
-    x_ptr, weight_ptr, scale_ptr, out_ptr, M, N, K, x_stride_m, weight_stride_n, scale_stride_x, out_stride_p,
-    out_stride_m, part_k, GRANULARITY: tl.constexpr, PARTS: tl.constexpr, SPLIT: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PLANTED_BUG: tl.constexpr = "",
+    x_ptr, weight_ptr, scale_ptr, out_ptr, M, N, K, x_stride_m, weight_stride_n, scale_stride_x,
+    out_stride_p, out_stride_m, part_k, GRANULARITY: tl.constexpr, PARTS: tl.constexpr, SPLIT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PLANTED_BUG: tl.constexpr = "",
 ):  # fmt: skip
     """One tile of out, or of one part of K of it. A step lies within a block of scales."""
     offs_n = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
@@ -106,8 +112,9 @@ def _launch(x: Tensor, weight: Tensor, scale: Tensor, granularity: str, c: Confi
         return out
     x, weight, scale, partial = rows(x), rows(weight.view(torch.uint8)), rows(scale), partials(c, out)
     fp8_linear_kernel[c.grid(m, n)](
-        x, weight, scale, partial, m, n, k, x.stride(0), weight.stride(0), scale.stride(0), partial.stride(0),
-        partial.stride(1), c.part_k, GRANULARITY=granularity, PLANTED_BUG=bug, **c.constants, **c.options,
+        x, weight, scale, partial, m, n, k, x.stride(0), weight.stride(0), scale.stride(0),
+        partial.stride(0), partial.stride(1), c.part_k, GRANULARITY=granularity, PLANTED_BUG=bug,
+        **c.constants, **c.options,
     )  # fmt: skip
     if c.split:
         sum_parts(partial, None, out)
@@ -120,7 +127,8 @@ def aot_cases() -> list[AotCase]:
     for m, x_type, granularity in itertools.product((1, 512), ("fp32", "bf16"), ("channel", "block")):
         x_dtype = torch.float32 if x_type == "fp32" else torch.bfloat16
         signature = {
-            "x_ptr": f"*{x_type}", "weight_ptr": "*u8", "scale_ptr": "*fp32", "out_ptr": "*fp32", "scale_stride_x": "i32",
+            "x_ptr": f"*{x_type}", "weight_ptr": "*u8", "scale_ptr": "*fp32", "out_ptr": "*fp32",
+            "scale_stride_x": "i32",
             **SIZE_TYPES,
         }  # fmt: skip
         c = pick_config(m, 4096, 4096, x_dtype)

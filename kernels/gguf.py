@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """GGUF rows read in Triton, group by group of 32 values: what quant_linear and quant_embedding share.
 
-A weight is d * q + minimum with a small integer q; where what lies is said in pyspec/spec/quant_formats.py. `row_ptrs` [R, 1] point to
-the first bytes of rows; g, the group's number in its row, is one number or [1, S].
+A weight is d * q + minimum with a small integer q; where what lies is said in pyspec/spec/quant_formats.py.
+`row_ptrs` [R, 1] point to the first bytes of rows; g, a group's number in its row, is a scalar or [1, S].
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def group_values(row_ptrs, g, mask, FORMAT: tl.constexpr):
     elif FORMAT == "q4_k":  # pairs of groups share 32 bytes, the first low
         ptrs = row_ptrs + g // 8 * 144 + 16 + g % 8 // 2 * 32
         q = (tl.load(ptrs + k, mask=mask, other=0) >> g % 2 * 4 & 15).to(tl.int8)
-    else:  # q6_k: halves of 4 groups; their 64 bytes hold groups 0, 1 low and 2, 3 high, 32 more the high bit pairs
+    else:  # halves of 4 groups: 64 bytes hold groups 0, 1 low and 2, 3 high, 32 more the high bit pairs
         tl.static_assert(FORMAT == "q6_k")
         block_ptrs, half, quarter = row_ptrs + g // 8 * 210, g % 8 // 4, g % 4
         low = (
@@ -80,7 +80,10 @@ def group_scales(row_ptrs, g, mask, FORMAT: tl.constexpr):
 
 @triton.jit
 def row_multiplier(row_ptrs, mask, K, FORMAT: tl.constexpr):
-    """The power of two [R, 1] at which K-quant scales are rounded to 11 bits: 2^(e - 14) with the row's largest in [2^(e-1), 2^e)."""
+    """The power of two [R, 1] at which K-quant scales are rounded to 11 bits.
+
+    It is 2^(e - 14) where the row's largest scale lies in [2^(e-1), 2^e).
+    """
     one = tl.full(row_ptrs.shape, 1.0, tl.float32)
     if FORMAT == "q4_k" or FORMAT == "q6_k":
         most = tl.zeros(row_ptrs.shape, tl.float32)

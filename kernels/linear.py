@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""linear in Triton: x times the transpose of a weight, f32 or bf16, in f32. Specification: pyspec/spec/linear.py."""
+"""linear in Triton: x times the transpose of a weight, f32 or bf16, in f32.
+
+Specification: pyspec/spec/linear.py.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +30,9 @@ from .tuned import tunable
 
 @triton.jit(do_not_specialize=["M"])
 def linear_kernel(
-    x_ptr, weight_ptr, bias_ptr, out_ptr, M, N, K, x_stride_m, weight_stride_n, out_stride_p, out_stride_m, part_k,
-    PARTS: tl.constexpr, SPLIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    PLANTED_BUG: tl.constexpr = "",
+    x_ptr, weight_ptr, bias_ptr, out_ptr, M, N, K, x_stride_m, weight_stride_n, out_stride_p, out_stride_m,
+    part_k, PARTS: tl.constexpr, SPLIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr, PLANTED_BUG: tl.constexpr = "",
 ):  # fmt: skip
     """One tile of out, or of one part of K of it."""
     offs_n = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
@@ -89,8 +92,8 @@ def _launch(x: Tensor, weight: Tensor, bias: Tensor | None, c: Config, bug: str 
     x, weight, partial = rows(x), rows(weight), partials(c, out)
     bias = None if bias is None else bias.contiguous()
     linear_kernel[c.grid(m, n)](
-        x, weight, bias, partial, m, n, k, x.stride(0), weight.stride(0), partial.stride(0), partial.stride(1), c.part_k,
-        PLANTED_BUG=bug, **c.constants, **c.options,
+        x, weight, bias, partial, m, n, k, x.stride(0), weight.stride(0), partial.stride(0),
+        partial.stride(1), c.part_k, PLANTED_BUG=bug, **c.constants, **c.options,
     )  # fmt: skip
     if c.split:
         sum_parts(partial, bias, out)

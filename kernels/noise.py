@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The noise of pyspec/spec/noise.py in Triton, to the last bit: Philox4x32-10, and exp2 and log in plain float64 steps.
+"""The noise of pyspec/spec/noise.py in Triton, to the last bit.
+
+Philox4x32-10 in 32-bit integers; exp2 and log in plain float64 steps.
 
 Kernels that call these must be launched with enable_fp_fusion=False: a fused multiply-add has other bits.
 """

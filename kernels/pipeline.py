@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The processed law of a row of logits in Triton, bit for bit that of pyspec/spec/pipeline.py: shared by sample, verify_tree, build_tree.
+"""The law of a row of logits in Triton, bit for bit pyspec/spec/pipeline.py: sample, verify_tree, build_tree.
 
-A program holds one row and goes over it in blocks. The order of tokens (value descending, id ascending) is never sorted as a whole: a
-cut is the key and the id of the last token kept, found by bisection of the keys. For top-k tokens are counted. For top-p masses are
-added in any order; where rounding could change a decision (within VOCAB * 2^-51 of the limit), the tokens are walked value by
-value in the order of the specification instead. Launch with OPTIONS.
+A program holds one row and goes over it in blocks. The order of tokens (value descending, id ascending) is
+never sorted as a whole: a cut is the key and the id of the last token kept, found by bisection of the keys.
+For top-k tokens are counted. For top-p masses are added in any order; where rounding could change a
+decision (within VOCAB * 2^-51 of the limit), the tokens are walked value by value in the order of the
+specification instead. Launch with OPTIONS.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ _LOWEST_KEY = tl.constexpr(-0x7F800001)  # of -inf
 _HIGHEST_KEY = tl.constexpr(0x7FFFFFFF)
 _SUM_BLOCK = tl.constexpr(8 * law.LANES)  # tokens that `fold_lanes` takes at once
 
-# Fused multiply-adds have other bits. Left to itself ptxas stops at 128 registers and spills some twenty; it needs 176.
+# Fused multiply-adds have other bits. Left to itself ptxas stops at 128 registers and spills some twenty;
+# it needs 176.
 OPTIONS = {"enable_fp_fusion": False, "maxnreg": 255}
 
 
@@ -77,7 +79,7 @@ def key_value(key):
 
 @triton.jit
 def first_best(row_ptr, vocab, BLOCK: tl.constexpr):
-    """The largest cleaned value (f32), the first token that has it, and whether it is +inf and counts as 0."""
+    """The largest cleaned value (f32), its first token, and whether it is +inf and counts as 0."""
     lane_best = tl.full([BLOCK], -_INF, tl.float32)
     lane_token = tl.zeros([BLOCK], tl.int32)
     for start in range(0, vocab, BLOCK):
@@ -159,10 +161,10 @@ def bisect(
     row_ptr, vocab, best, infinite, cut_key, cut_id, scale, limit, bound,
     MASS: tl.constexpr, CLEAN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The lowest key with less than `limit` (f64) above it, what is above it, and whether rounding might have decided.
+    """The lowest key with less than `limit` (f64) above it, what is above, whether rounding might decide.
 
-    What is above counts tokens, or with MASS adds their weights. Three keys are tried per pass: 16 passes, of which the later ones
-    weigh only blocks that have a token between the bounds.
+    What is above counts tokens, or with MASS adds their weights. Three keys are tried per pass: 16 passes,
+    of which the later ones weigh only blocks that have a token between the bounds.
     """
     low = cut_key.to(tl.int64) - 1
     high = tl.full([], _HIGHEST_KEY, tl.int64)
@@ -356,7 +358,7 @@ def pick(
 
 @triton.jit
 def request_of(cu_t_ptr, requests, t, BLOCK_B: tl.constexpr):
-    """The request whose nodes t is one of: the number of requests that end at or before t (empty ones among them)."""
+    """The request that node t belongs to: as many end at or before t, empty ones among them."""
     offs_b = tl.arange(0, BLOCK_B)
     end = tl.load(cu_t_ptr + 1 + offs_b, mask=offs_b < requests, other=_HIGHEST_KEY)
     return tl.sum((end <= t).to(tl.int32), axis=0)

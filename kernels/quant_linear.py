@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""quant_linear in Triton: int8-quantised rows times GGUF rows as they are stored. Specification: pyspec/spec/quant_linear.py.
+"""quant_linear in Triton: int8-quantised rows times GGUF rows as they are stored.
 
-Dot products of a group of 32 are exact int32; groups are folded in order, one fma each, so that the result has the bits of the
-CPU kernels whatever the tile and M are, and K is never split. The packed layout is the CPU kernels' own: refused.
+Specification: pyspec/spec/quant_linear.py.
+
+Dot products of a group of 32 are exact int32; groups are folded in order, one fma each, so that the result
+has the bits of the CPU kernels whatever the tile and M are, and K is never split. The packed layout is the
+CPU kernels' own: refused.
 """
 
 from __future__ import annotations
@@ -109,7 +112,7 @@ def limit(sizes: dict[str, int], *args: Any, **kwargs: Any) -> str | None:
 
 @tunable("quant_linear")
 def pick_config(m: int, n: int) -> Config:
-    """Sums are exact, so that tiles are free: small ones of channels for few rows, so that many programs fetch the weight."""
+    """Exact sums leave tiles free: few channels for few rows, so that many programs fetch the weight."""
     block_m = min(64, max(16, triton.next_power_of_2(m)))
     if block_m == 64:
         return Config(64, 64, 1, 8, 3)
@@ -136,9 +139,9 @@ def _launch(x: Tensor, qweight: Tensor, bias: Tensor | None, format: str, c: Con
         return out
     qweight = rows(qweight)
     quant_linear_kernel[(triton.cdiv(n, c.block_n), triton.cdiv(m, c.block_m))](
-        *quantize_activations(x), qweight, None if bias is None else bias.contiguous(), out, m, n, k, qweight.stride(0),
-        out.stride(0), FORMAT=format, BLOCK_M=c.block_m, BLOCK_N=c.block_n, UNROLL=c.unroll, PLANTED_BUG=bug, num_warps=c.num_warps,
-        num_stages=c.num_stages, **OPTIONS,
+        *quantize_activations(x), qweight, None if bias is None else bias.contiguous(), out, m, n, k,
+        qweight.stride(0), out.stride(0), FORMAT=format, BLOCK_M=c.block_m, BLOCK_N=c.block_n,
+        UNROLL=c.unroll, PLANTED_BUG=bug, num_warps=c.num_warps, num_stages=c.num_stages, **OPTIONS,
     )  # fmt: skip
     return out
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""sample in Triton: one token from each row of logits, bit for bit as the specification, pyspec/spec/sample.py."""
+"""sample in Triton: one token from each row of logits, bit for bit as pyspec/spec/sample.py."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from .dots import rows
 from .pipeline import OPTIONS, pick, pick_config, sort_size
 
 LAW_TYPES = {
-    "temperature": "*fp32", "top_k": "*i32", "top_p": "*fp32", "min_p": "*fp32", "seed": "*i64", "stream": "*i32"
+    "temperature": "*fp32", "top_k": "*i32", "top_p": "*fp32", "min_p": "*fp32",
+    "seed": "*i64", "stream": "*i32",
 }  # fmt: skip
 
 
@@ -38,7 +39,8 @@ def sample_kernel(
 
 
 def sample(
-    logits: Tensor, positions: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, seed: Tensor,
+    logits: Tensor, positions: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor,
+    seed: Tensor,
     stream: Tensor, *, num_logprobs: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """token [T], logprob [T], and the num_logprobs first tokens of each row with their logprobs."""
@@ -67,8 +69,10 @@ def aot_cases() -> list[AotCase]:
     for vocab, num in ((1024, 0), (49152, 0), (49152, 8)):
         c = pick_config(vocab)
         signature = {
-            "logits_ptr": "*fp32", "positions_ptr": "*i32", **{f"{name}_ptr": kind for name, kind in LAW_TYPES.items()},
-            "token_ptr": "*i32", "logprob_ptr": "*fp32", "top_tokens_ptr": "*i32", "top_logprobs_ptr": "*fp32",
+            "logits_ptr": "*fp32", "positions_ptr": "*i32",
+            **{f"{name}_ptr": kind for name, kind in LAW_TYPES.items()},
+            "token_ptr": "*i32", "logprob_ptr": "*fp32", "top_tokens_ptr": "*i32",
+            "top_logprobs_ptr": "*fp32",
             "vocab": "i32", "num": "i32", "logits_stride_t": "i32", "SIZE": "constexpr",
             "BLOCK": "constexpr", "PLANTED_BUG": "constexpr",
         }  # fmt: skip

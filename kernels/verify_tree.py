@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""verify_tree in Triton: the walk of token trees, bit for bit as the specification, pyspec/spec/verify_tree.py.
+"""verify_tree in Triton: the walk of token trees, bit for bit as pyspec/spec/verify_tree.py.
 
-Two launches: every node of every tree picks its token at once (a walk from node to node would wait for one pick after another),
-then one program per request walks. So logits of nodes that are not walked are read, and what was picked there is dropped.
+Two launches: every node of every tree picks its token at once (a walk from node to node would wait for one
+pick after another), then one program per request walks. So logits of nodes that are not walked are read,
+and what was picked there is dropped.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from .sample import LAW_TYPES
 
 @triton.jit(do_not_specialize=["num", "requests"])
 def pick_nodes_kernel(
-    logits_ptr, parents_ptr, cu_t_ptr, position_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, seed_ptr, stream_ptr,
-    token_ptr, logprob_ptr, top_tokens_ptr, top_logprobs_ptr, vocab, num, requests, logits_stride_t,
-    SIZE: tl.constexpr, BLOCK: tl.constexpr, BLOCK_B: tl.constexpr,
+    logits_ptr, parents_ptr, cu_t_ptr, position_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr,
+    seed_ptr, stream_ptr, token_ptr, logprob_ptr, top_tokens_ptr, top_logprobs_ptr, vocab, num, requests,
+    logits_stride_t, SIZE: tl.constexpr, BLOCK: tl.constexpr, BLOCK_B: tl.constexpr,
     PLANTED_BUG: tl.constexpr = "",
 ):  # fmt: skip
     """One node: its depth gives the position of the token to pick."""
@@ -35,7 +36,8 @@ def pick_nodes_kernel(
         position += 0 if PLANTED_BUG == "root's position" else 1
         parent = tl.load(parents_ptr + begin + parent)
     pick(
-        logits_ptr + t * logits_stride_t, vocab, position, tl.load(temperature_ptr + b), tl.load(top_k_ptr + b),
+        logits_ptr + t * logits_stride_t, vocab, position, tl.load(temperature_ptr + b),
+        tl.load(top_k_ptr + b),
         tl.load(top_p_ptr + b), tl.load(min_p_ptr + b), tl.load(seed_ptr + b), tl.load(stream_ptr + b),
         token_ptr + t, logprob_ptr + t, top_tokens_ptr + t * num, top_logprobs_ptr + t * num,
         num, SIZE, BLOCK,
@@ -44,8 +46,8 @@ def pick_nodes_kernel(
 
 @triton.jit(do_not_specialize=["max_path", "num"])
 def walk_kernel(
-    tokens_ptr, parents_ptr, cu_t_ptr, token_ptr, logprob_ptr, top_tokens_ptr, top_logprobs_ptr,
-    path_ptr, path_len_ptr, emitted_ptr, out_logprobs_ptr, out_top_tokens_ptr, out_top_logprobs_ptr, max_path, num,
+    tokens_ptr, parents_ptr, cu_t_ptr, token_ptr, logprob_ptr, top_tokens_ptr, top_logprobs_ptr, path_ptr,
+    path_len_ptr, emitted_ptr, out_logprobs_ptr, out_top_tokens_ptr, out_top_logprobs_ptr, max_path, num,
     SIZE: tl.constexpr, BLOCK_T: tl.constexpr, PLANTED_BUG: tl.constexpr = "",
 ):  # fmt: skip
     """One request: from the root to the child whose token was picked; what is beyond the path is filled."""
@@ -83,7 +85,8 @@ def walk_kernel(
 
 
 def verify_tree(
-    logits: Tensor, tokens: Tensor, parents: Tensor, cu_t: Tensor, position: Tensor, temperature: Tensor, top_k: Tensor,
+    logits: Tensor, tokens: Tensor, parents: Tensor, cu_t: Tensor, position: Tensor, temperature: Tensor,
+    top_k: Tensor,
     top_p: Tensor, min_p: Tensor, seed: Tensor, stream: Tensor, *, max_path: int, num_logprobs: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """path, path_len, emitted, logprobs, top_tokens, top_logprobs of every request."""
@@ -92,22 +95,24 @@ def verify_tree(
 
 
 def _launch(
-    logits: Tensor, tokens: Tensor, parents: Tensor, cu_t: Tensor, laws: tuple[Tensor, ...], max_path: int, num: int,
+    logits: Tensor, tokens: Tensor, parents: Tensor, cu_t: Tensor, laws: tuple[Tensor, ...], max_path: int,
+    num: int,
     bug: str = "",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     (t, vocab), b = logits.shape, cu_t.size(0) - 1
     picked = tokens.new_empty(t), logits.new_empty(t), tokens.new_empty(t, num), logits.new_empty(t, num)
     out = (
-        tokens.new_empty(b, max_path), tokens.new_empty(b), tokens.new_empty(b, max_path), logits.new_empty(b, max_path),
+        tokens.new_empty(b, max_path), tokens.new_empty(b), tokens.new_empty(b, max_path),
+        logits.new_empty(b, max_path),
         tokens.new_empty(b, max_path, num), logits.new_empty(b, max_path, num),
     )  # fmt: skip
     parents, cu_t = parents.contiguous(), cu_t.contiguous()
     if t:
         c, logits = pick_config(vocab), rows(logits)
         pick_nodes_kernel[(t,)](
-            logits, parents, cu_t, *(law.contiguous() for law in laws), *picked, vocab, num, b, logits.stride(0),
-            SIZE=sort_size(num), BLOCK=c.block, BLOCK_B=triton.next_power_of_2(b), PLANTED_BUG=bug,
-            num_warps=c.num_warps, **OPTIONS,
+            logits, parents, cu_t, *(law.contiguous() for law in laws), *picked, vocab, num, b,
+            logits.stride(0), SIZE=sort_size(num), BLOCK=c.block, BLOCK_B=triton.next_power_of_2(b),
+            PLANTED_BUG=bug, num_warps=c.num_warps, **OPTIONS,
         )  # fmt: skip
     if b:
         walk_kernel[(b,)](
@@ -131,7 +136,8 @@ def aot_cases() -> list[AotCase]:
         law_types = {f"{name}_ptr": kind for name, kind in LAW_TYPES.items()}
         nodes = {"BLOCK": c.block, "BLOCK_B": 8, **constants}
         signature = {
-            "logits_ptr": "*fp32", "parents_ptr": "*i32", "cu_t_ptr": "*i32", "position_ptr": "*i32", **law_types, **picked,
+            "logits_ptr": "*fp32", "parents_ptr": "*i32", "cu_t_ptr": "*i32", "position_ptr": "*i32",
+            **law_types, **picked,
             "vocab": "i32", "num": "i32", "requests": "i32", "logits_stride_t": "i32",
             "SIZE": "constexpr", "BLOCK": "constexpr", "BLOCK_B": "constexpr",
             "PLANTED_BUG": "constexpr",
@@ -148,7 +154,8 @@ def aot_cases() -> list[AotCase]:
         )
         walk = {
             "tokens_ptr": "*i32", "parents_ptr": "*i32", "cu_t_ptr": "*i32", **picked, "path_ptr": "*i32",
-            "path_len_ptr": "*i32", "emitted_ptr": "*i32", "out_logprobs_ptr": "*fp32", "out_top_tokens_ptr": "*i32",
+            "path_len_ptr": "*i32", "emitted_ptr": "*i32", "out_logprobs_ptr": "*fp32",
+            "out_top_tokens_ptr": "*i32",
             "out_top_logprobs_ptr": "*fp32", "max_path": "i32", "num": "i32", "SIZE": "constexpr",
             "BLOCK_T": "constexpr", "PLANTED_BUG": "constexpr",
         }  # fmt: skip

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""w4a16_linear in Triton: float rows times a 4-bit weight with a scale per group. Specification: pyspec/spec/w4a16_linear.py.
+"""w4a16_linear in Triton: float rows times a 4-bit weight with a scale per group.
+
+Specification: pyspec/spec/w4a16_linear.py.
 
     groups in order of k:    acc = fma(sum over (at most 64 of) the group of x * (q - zero), scale, acc)
     one group (size -1):     out = (sum of x * (q - zero)) * scale
     act-order (g_idx):       out = sum of x * ((q - zero) * scale)
 
-q - 8 is exact in bf16. With zero points of any value q - zero, and with g_idx the weight, enter as two bf16 halves.
+q - 8 is exact in bf16. With zero points of any value q - zero, and with g_idx the weight, enter as two bf16
+halves.
 """
 
 from __future__ import annotations
@@ -26,9 +29,9 @@ from .tuned import tunable
 @triton.jit(do_not_specialize=["M"])
 def w4a16_linear_kernel(
     x_ptr, qweight_ptr, scales_ptr, zeros_ptr, g_idx_ptr, out_ptr, M, N, K, x_stride_m, weight_stride_n,
-    scales_stride_n, zeros_stride_n, out_stride_p, out_stride_m, part_k, GROUP: tl.constexpr, PARTS: tl.constexpr,
-    SPLIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    PLANTED_BUG: tl.constexpr = "",
+    scales_stride_n, zeros_stride_n, out_stride_p, out_stride_m, part_k, GROUP: tl.constexpr,
+    PARTS: tl.constexpr, SPLIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr, PLANTED_BUG: tl.constexpr = "",
 ):  # fmt: skip
     """One tile of out, or of one part of K of it. A step lies within a group, unless there is g_idx."""
     offs_n = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
@@ -91,7 +94,10 @@ def w4a16_linear_kernel(
 
 @tunable("w4a16_linear")
 def pick_config(m: int, n: int, k: int, group_size: int, act_order: bool) -> Config:
-    """The launch for x [m, k] and a weight [n, k]. Parts of K hold whole groups; act-order fetches a scale per weight."""
+    """The launch for x [m, k] and a weight [n, k].
+
+    Parts of K hold whole groups; act-order fetches a scale per weight.
+    """
     block_k = 32 if act_order or group_size == 32 else 64
     return pick_tiles(m, n, k, block_k=block_k, unit_k=max(64, group_size), area=64 * 128)
 
@@ -106,8 +112,8 @@ def w4a16_linear(
 
 
 def _launch(
-    x: Tensor, qweight: Tensor, scales: Tensor, zeros: Tensor | None, g_idx: Tensor | None, group_size: int, c: Config,
-    bug: str = "",
+    x: Tensor, qweight: Tensor, scales: Tensor, zeros: Tensor | None, g_idx: Tensor | None, group_size: int,
+    c: Config, bug: str = "",
 ) -> Tensor:  # fmt: skip
     (m, k), n = x.shape, qweight.size(0)
     out = x.new_empty(m, n, dtype=torch.float32)
@@ -116,9 +122,10 @@ def _launch(
     x, qweight, scales, partial = rows(x), rows(qweight), rows(scales), partials(c, out)
     zeros = None if zeros is None else rows(zeros)
     w4a16_linear_kernel[c.grid(m, n)](
-        x, qweight, scales, zeros, None if g_idx is None else g_idx.contiguous(), partial, m, n, k, x.stride(0),
-        qweight.stride(0), scales.stride(0), 0 if zeros is None else zeros.stride(0), partial.stride(0),
-        partial.stride(1), c.part_k, GROUP=group_size, PLANTED_BUG=bug, **c.constants, **c.options,
+        x, qweight, scales, zeros, None if g_idx is None else g_idx.contiguous(), partial, m, n, k,
+        x.stride(0), qweight.stride(0), scales.stride(0), 0 if zeros is None else zeros.stride(0),
+        partial.stride(0), partial.stride(1), c.part_k, GROUP=group_size, PLANTED_BUG=bug, **c.constants,
+        **c.options,
     )  # fmt: skip
     if c.split:
         sum_parts(partial, None, out)
@@ -131,7 +138,8 @@ def aot_cases() -> list[AotCase]:
     for m, n, k in ((1, 4096, 4096), (512, 4096, 4096)):
         for group, kind in ((128, "symmetric"), (32, "zeros"), (128, "act-order"), (-1, "symmetric")):
             signature = {
-                "x_ptr": "*fp32", "qweight_ptr": "*u8", "scales_ptr": "*fp16", "zeros_ptr": "*fp16", "g_idx_ptr": "*i32",
+                "x_ptr": "*fp32", "qweight_ptr": "*u8", "scales_ptr": "*fp16", "zeros_ptr": "*fp16",
+                "g_idx_ptr": "*i32",
                 "out_ptr": "*fp32", "scales_stride_n": "i32", "zeros_stride_n": "i32", **SIZE_TYPES,
             }  # fmt: skip
             constants: dict[str, Any] = {"GROUP": group}

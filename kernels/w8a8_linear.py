@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""w8a8_linear in Triton: int8 rows times an int8 weight, exact sums, two scales. Specification: pyspec/spec/w8a8_linear.py.
+"""w8a8_linear in Triton: int8 rows times an int8 weight, exact sums, two scales.
+
+Specification: pyspec/spec/w8a8_linear.py.
 
 The int32 sums are exact, so no tile, instruction or number of rows can change a bit of the result.
 """
@@ -31,8 +33,9 @@ class Config:
 
 @triton.jit(do_not_specialize=["M"])
 def w8a8_linear_kernel(
-    x_ptr, weight_ptr, x_scale_ptr, w_scale_ptr, out_ptr, M, N, K, x_stride_m, weight_stride_n, out_stride_m,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PLANTED_BUG: tl.constexpr = "",
+    x_ptr, weight_ptr, x_scale_ptr, w_scale_ptr, out_ptr, M, N, K, x_stride_m, weight_stride_n,
+    out_stride_m, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    PLANTED_BUG: tl.constexpr = "",
 ):  # fmt: skip
     """One tile of out. The weight is the left operand: see dots.py."""
     offs_n = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
@@ -66,7 +69,7 @@ def w8a8_linear_kernel(
 
 @tunable("w8a8_linear")
 def pick_config(m: int, n: int) -> Config:
-    """Small tiles of channels for few rows, so that many programs fetch the weight; tiles of a warp group for many."""
+    """Few channels a tile for few rows, so that many programs fetch the weight; large tiles for many."""
     block_m = min(128, max(16, triton.next_power_of_2(m)))
     if block_m <= 64:
         block_n = 64 if n >= 64 * 132 else 32 if n >= 32 * 132 else 16
@@ -97,8 +100,8 @@ def _launch(
     x, weight = rows(x), rows(weight)
     w8a8_linear_kernel[(triton.cdiv(n, c.block_n), triton.cdiv(m, c.block_m))](
         x, weight, x_scale.contiguous(), w_scale.contiguous(), out, m, n, k, x.stride(0), weight.stride(0),
-        out.stride(0), BLOCK_M=c.block_m, BLOCK_N=c.block_n, BLOCK_K=c.block_k, PLANTED_BUG=bug, num_warps=c.num_warps,
-        num_stages=c.num_stages, **OPTIONS,
+        out.stride(0), BLOCK_M=c.block_m, BLOCK_N=c.block_n, BLOCK_K=c.block_k, PLANTED_BUG=bug,
+        num_warps=c.num_warps, num_stages=c.num_stages, **OPTIONS,
     )  # fmt: skip
     return out
 

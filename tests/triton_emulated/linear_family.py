@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests of the Triton linear family share: error bounds, one row or many, tiles and parts, machine code."""
+"""What tests of the Triton linear family share: error bounds, one row or many, tiles, machine code."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HALVES = (
 
 
 def check_error(got: Tensor, x: Tensor, weight: Tensor, halves: bool, extra: Tensor | None = None) -> None:
-    """Against float64: every f32 addition may round by 2^-24 of the sum of |terms|, halves leave out HALVES of it."""
+    """Against float64: every f32 addition may round by 2^-24 of the sum of |terms|, halves by HALVES."""
     exact, terms = x.double() @ weight.double().T, x.double().abs() @ weight.double().abs().T
     if extra is not None:
         exact, terms = exact + extra, terms + extra.abs()
@@ -53,7 +53,7 @@ def check_order_follows_from_weight(pick: Callable[[int], Config]) -> None:
 
 
 def check_instructions(cases: list[AotCase], name: str, **least: int) -> None:
-    """The machine code of one case has at least so many instructions of a kind: sm_90 by default, `tcgen05` on sm_100."""
+    """One case's machine code has so many instructions of a kind: hmma on sm_80, tcgen05 on sm_100."""
     case = next(case for case in cases if case.name == name)
     for kind, count in least.items():
         found = compile_case(case, 100 if kind == "tcgen05" else 80 if kind == "hmma" else 90)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""build_tree in Triton, bit for bit: the specification's cases, hard rows, ties, level after level, planted bugs."""
+"""build_tree in Triton, bit for bit: the shared cases, hard rows, ties, level after level, planted bugs."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ def test_level_after_level(rule: str) -> None:
     g = torch.Generator().manual_seed(2)
     width, batch, vocab = 4, 2, 3
     args = (
-        torch.randn(batch, vocab, generator=g), torch.zeros(batch), torch.arange(batch + 1, dtype=torch.int32),
+        torch.randn(batch, vocab, generator=g), torch.zeros(batch),
+        torch.arange(batch + 1, dtype=torch.int32),
         torch.tensor([5, 9], dtype=torch.int32), torch.tensor([0.8, 1.2]), torch.tensor([1, -2]),
         torch.zeros(batch, dtype=torch.int32),
     )  # fmt: skip

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""fp8_linear in Triton: every e4m3 code, error, one row or many, tiles and parts, machine code, planted bugs."""
+"""fp8_linear in Triton: every e4m3 code, error, one row or many, tiles, machine code, planted bugs."""
 
 from __future__ import annotations
 

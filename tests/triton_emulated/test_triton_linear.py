@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""linear in Triton: error of split halves, one row or many, tiles and parts, views, machine code, planted bugs."""
+"""linear in Triton: error of split halves, one row or many, tiles, views, machine code, planted bugs."""
 
 from __future__ import annotations
 

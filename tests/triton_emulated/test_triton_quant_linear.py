@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""quant_linear in Triton: bits of the CPU kernels, error, tiles, bad rows, views, refusals, machine code, planted bugs."""
+"""quant_linear in Triton: bits of the CPU kernels, error, tiles, bad rows, machine code, planted bugs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def problem(name: str, m: int, n: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def check_error(got: Tensor, x: Tensor, qweight: Tensor, bias: Tensor | None, name: str) -> None:
-    """Every f32 rounding is 2^-24 of something no larger than the terms; there are three per group, and two more."""
+    """Every f32 rounding is 2^-24 of the terms at most; there are three per group, and three more."""
     exact = spec.quant_linear.reference(x, qweight, bias, format=name).double()
     w = rounded(grouped(qweight, name), name)
     q, scale, _ = spec.quantize_activations.reference(x)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""sample in Triton, bit for bit: the specification's cases, hard rows, ties at every cut, views, machine code, planted bugs."""
+"""sample in Triton, bit for bit: the shared cases, hard rows, ties at every cut, views, planted bugs."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_hard_rows(vocab: int, seed: int) -> None:
 
 @pytest.mark.parametrize("top_p", [0.5, 0.25, 0.7])
 def test_top_p_between_equal_tokens(top_p: float) -> None:
-    """Masses are exact here and meet the limit exactly: one more or one less token decides what many seeds draw."""
+    """Masses are exact and meet the limit exactly: one token more or less changes what seeds draw."""
     logits = torch.zeros(6, 64)
     logits[3:, ::2] = -1e4
     args = (logits, *laws(6, top_p=top_p))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""verify_tree in Triton, bit for bit: the specification's cases, hard trees, a chain as single samples, planted bugs."""
+"""verify_tree in Triton, bit for bit: the shared cases, hard trees, a chain as samples, planted bugs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ def check_bits(args: tuple[Tensor, ...], **kwargs: int) -> None:
 
 
 def chain(nodes: int, vocab: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """A chain whose tokens are those that sampling from its rows gives; the arguments of verify_tree, and of sample."""
+    """A chain whose tokens are those that sampling from its rows gives; the arguments of verify_tree, and
+    of sample.
+    """
     logits = torch.randn(nodes, vocab, generator=torch.Generator().manual_seed(1))
     one = lambda value, dtype: torch.tensor([value], dtype=dtype)
     position, temperature, top_k = one(9, torch.int32), one(0.9, torch.float32), one(40, torch.int32)
@@ -52,7 +54,7 @@ def test_bits(case: Case) -> None:
 
 @pytest.mark.parametrize("seed", [30])
 def test_hard_trees(seed: int) -> None:
-    """Ragged trees of many nodes, some empty, over few tokens, so that long paths and equal siblings occur."""
+    """Ragged trees of many nodes, some empty, over few tokens: long paths and equal siblings occur."""
     args, kwargs = tree_call(random.Random(seed))
     assert args[0].size(0) > 30
     check_bits(args, **kwargs)
