@@ -13,51 +13,58 @@ namespace emulator {
 
 namespace {
 
-// What a block has made visible to others: per warp, accesses before this clock; and those of one thread.
+// What a block has made visible to others: per warp, accesses before this clock; and, of threads that have
+// fenced, their own up to the fence.
 struct Release {
+  struct Point {
+    uint32_t clock;
+    uint16_t fences;
+    auto operator<=>(const Point&) const = default;
+  };
   uint32_t before[kMaxWarps] = {};
-  bool fenced = false;  // the two that follow hold
-  uint16_t thread = 0;
-  uint32_t thread_clock = 0;  // its accesses at this clock and before
+  std::map<uint16_t, Point> threads;
 
+  bool operator==(const Release&) const = default;
+  bool covers(const Stamp& stamp) const {
+    if (stamp.clock < before[stamp.thread % kMaxThreads / kWarp]) return true;
+    const auto own = threads.find(stamp.thread);
+    return own != threads.end() && Point{stamp.clock, stamp.fences} < own->second;
+  }
   void join(const Release& other) {
     for (int w = 0; w < kMaxWarps; ++w) before[w] = std::max(before[w], other.before[w]);
-    if (other.fenced) {
-      fenced = true;
-      thread = other.thread;
-      thread_clock = other.thread_clock;
-    }
+    for (const auto& [thread, point] : other.threads) threads[thread] = std::max(threads[thread], point);
   }
 };
 
 struct Acquired {
-  Release release;
+  const Release release;
   Stamp at;  // the atomic that saw it: other threads of the block need to be behind that
 };
 
-uint32_t launch_number = 0;
-std::unordered_map<const void*, std::map<uint32_t, Release>> released;  // by atomic variable, then by block
-std::map<uint32_t, Acquired> acquired;                                  // by the block running now
-Release fences[kMaxThreads];                                            // of its threads, at their last fence
-uint32_t fenced_before[kMaxWarps];  // accesses of a warp before this clock are behind a fence of their own
+struct Fence {  // a thread's last one: what it knew
+  bool any;
+  uint32_t before[kMaxWarps];
+  Release::Point point;
+};
 
-bool covers(const Release& release, const Stamp& stamp) {
-  return (release.fenced && stamp.thread == release.thread && stamp.clock <= release.thread_clock) ||
-         stamp.clock < release.before[stamp.thread % kMaxThreads / kWarp];
-}
+uint16_t launch_number = 0;
+std::unordered_map<const void*, std::map<uint32_t, Release>> released;  // by atomic variable, then by block
+std::map<uint32_t, std::vector<Acquired>> acquired;  // by other block; of the one running now
+Fence fences[kMaxThreads];
+uint32_t fenced_before[kMaxWarps];  // accesses of a warp before this clock are behind a fence of their own
 
 }  // namespace
 
-uint32_t current_launch() { return launch_number; }
+uint16_t current_launch() { return launch_number; }
 
-void begin_block_order() {
+void begin_block_order(const Block& block) {
   acquired.clear();
-  std::fill_n(fences, kMaxThreads, Release{});
+  for (int t = 0; t < block.threads; ++t) fences[t].any = false;
   std::fill_n(fenced_before, kMaxWarps, 0u);
 }
 
 void begin_launch_order() {
-  ++launch_number;
+  launch_number = uint16_t(launch_number % 0xffff + 1);  // 0 stands for no launch
   released.clear();
 }
 
@@ -71,8 +78,9 @@ bool ordered_in_block(const Block& block, const Fiber& fiber, const Stamp& stamp
 
 bool ordered_between_blocks(const Block& block, const Fiber& fiber, const Stamp& stamp) {
   const auto it = acquired.find(stamp.block);
-  return it != acquired.end() && covers(it->second.release, stamp) &&
-         ordered_in_block(block, fiber, it->second.at);
+  return it != acquired.end() && std::any_of(it->second.begin(), it->second.end(), [&](const Acquired& seen) {
+           return seen.release.covers(stamp) && ordered_in_block(block, fiber, seen.at);
+         });
 }
 
 void order_by_barrier(Block& block, const uint32_t (&waiting)[kMaxWarps]) {
@@ -100,36 +108,39 @@ void memory_fence(bool whole_device) {
   Block& block = *this_block;
   Fiber& fiber = *block.current;
   const Warp& warp = block.warps[fiber.warp];
-  Release& fence = fences[fiber.thread];
+  Fence& fence = fences[fiber.thread];
+  fence.any = true;
   std::copy_n(warp.known, kMaxWarps, fence.before);
   fence.before[fiber.warp] = warp.clock;
-  fence.thread = uint16_t(fiber.thread);
-  fence.thread_clock = warp.clock;
-  fence.fenced = true;
+  fence.point = {warp.clock, ++fiber.fences};
   fiber.wrote_unfenced = false;
 }
 
 void synchronise_blocks(Block& block, Fiber& fiber, const void* address) {
   const Warp& warp = block.warps[fiber.warp];
-  Release release = fences[fiber.thread];
-  bool releases = release.fenced;
-  for (int w = 0; w < block.num_warps; ++w) {
-    const uint32_t known = w == fiber.warp ? warp.clock : warp.known[w];
-    release.before[w] = std::max(release.before[w], std::min(known, fenced_before[w]));
-    releases |= release.before[w] > 0;
-  }
-  const Stamp me = {launch_number, block.index, warp.clock, uint16_t(fiber.thread), 0};
+  const Stamp me = {block.index, warp.clock, launch_number, uint16_t(fiber.thread), fiber.fences, 0};
   if (const auto it = released.find(address); it != released.end())
     for (const auto& [other, from] : it->second) {
       if (other == block.index) continue;
-      Acquired& seen = acquired[other];
-      seen.release.join(from);
-      seen.at = me;
+      std::vector<Acquired>& known = acquired[other];
+      const auto same = [&](const Acquired& seen) { return seen.release == from; };
+      if (std::none_of(known.begin(), known.end(), same)) known.push_back({from, me});
     }
-  if (!releases) return;
+  Release release;
+  bool releases = false;
+  for (int w = 0; w < block.num_warps; ++w) {
+    const uint32_t known = w == fiber.warp ? warp.clock : warp.known[w];
+    release.before[w] = std::min(known, fenced_before[w]);
+    if (fences[fiber.thread].any)
+      release.before[w] = std::max(release.before[w], fences[fiber.thread].before[w]);
+    releases |= release.before[w] > 0;
+  }
+  if (fences[fiber.thread].any) release.threads[uint16_t(fiber.thread)] = fences[fiber.thread].point;
+  if (!releases && !fences[fiber.thread].any) return;
   auto& here = released[address];
   here[block.index].join(release);
-  for (const auto& [other, seen] : acquired) here[other].join(seen.release);
+  for (const auto& [other, all_seen] : acquired)
+    for (const Acquired& seen : all_seen) here[other].join(seen.release);
 }
 
 }  // namespace emulator

@@ -6,15 +6,16 @@
 
 namespace emulator {
 
-// Who accessed something, when, and where (an index that shadow.cpp gives).
+// Who accessed something, when, and where (an index that shadow.cpp gives). Between two barriers of its warp
+// the fences that a thread has passed tell its own accesses apart.
 struct Stamp {
-  uint32_t launch, block, clock;
-  uint16_t thread, place;
+  uint32_t block, clock;
+  uint16_t launch, thread, fences, place;
 };
 
-uint32_t current_launch();
+uint16_t current_launch();
 void begin_launch_order();
-void begin_block_order();
+void begin_block_order(const Block& block);
 bool ordered_in_block(const Block& block, const Fiber& fiber, const Stamp& stamp);
 bool ordered_between_blocks(const Block& block, const Fiber& fiber, const Stamp& stamp);
 bool has_acquired();  // whether this block has seen what another has released

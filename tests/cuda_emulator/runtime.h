@@ -72,6 +72,7 @@ struct Fiber : ThreadView {
   std::vector<Copy> copies;
   uint32_t copy_group;
   bool wrote_unfenced;  // to global memory, since its last fence
+  uint16_t fences;      // that it has passed
 };
 
 struct Block;

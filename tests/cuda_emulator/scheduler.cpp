@@ -120,6 +120,7 @@ void prepare(Block& block, dim3 block_dim, dim3 grid, uint32_t index) {
     fiber.copies.clear();
     fiber.copy_group = 0;
     fiber.wrote_unfenced = false;
+    fiber.fences = 0;
     // Tops of stacks are spread over cache sets, and leave the stack as after a call.
     fiber.stack = block.stacks + size_t(t) * kStack;
     void** top = reinterpret_cast<void**>(fiber.stack + kStack - size_t(t % 31) * 128 - 64);

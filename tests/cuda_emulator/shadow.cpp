@@ -59,8 +59,8 @@ struct PlaceTable {
 PlaceTable table;
 
 Stamp stamp_of(const Block& block, const Fiber& fiber, const Place& place) {
-  return {current_launch(), block.index, block.warps[fiber.warp].clock, uint16_t(fiber.thread),
-          table.number_of(place)};
+  return {block.index,  block.warps[fiber.warp].clock, current_launch(), uint16_t(fiber.thread),
+          fiber.fences, table.number_of(place)};
 }
 
 // What an access is about, for the text of a finding.
@@ -95,11 +95,12 @@ bool is_ordered(const Block& block, const Fiber& fiber, const Stamp& stamp) {
 
 void note_read(Block& block, const Fiber& fiber, Access& access, const Stamp& me) {
   Stamp& last = access.read;
-  if (last.launch == me.launch && last.block == me.block && last.clock == me.clock &&
-      last.thread == me.thread)
+  const bool same_block = last.launch == me.launch && last.block == me.block;
+  const bool same_warp = same_block && (last.thread & ~kSeveralLanes) / kWarp == fiber.warp;
+  if (access.readers == 0 && same_block && last.thread == me.thread) {
+    last = me;
     return;
-  const bool same_warp = last.launch == me.launch && last.block == me.block &&
-                         (last.thread & ~kSeveralLanes) / kWarp == fiber.warp;
+  }
   if (access.readers == 0 && same_warp && last.clock == me.clock) {
     last.thread |= kSeveralLanes;
     return;
@@ -282,7 +283,7 @@ void begin_block(Block& block) {
   shared.words.assign(block.smem_bytes / 4 + 1, Cell{});
   shared.reads.resize(1);
   shared.split.clear();
-  begin_block_order();
+  begin_block_order(block);
 }
 
 void end_block(Block& block) {
