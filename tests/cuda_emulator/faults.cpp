@@ -58,9 +58,9 @@ void handle(int signal, siginfo_t* info, void* raw_context) {
       Place::counter(reinterpret_cast<const void*>(pc + 1));  // places are behind their instruction
   if (signal == SIGXCPU) {
     // Not while the machine itself is at work, with locks perhaps: the timer goes off again.
+    block->out_of_time = true;
     if (!kernel_code.holds(pc)) return;
-    report("time", place,
-           thread_name(*block->current) + format(" still runs after %g s", settings().time_limit));
+    report_time(place);
   } else {
     report(signal == SIGSEGV || signal == SIGBUS ? "out of bounds" : "fault", place,
            fault_text(*block, signal, *info, context));
@@ -78,6 +78,11 @@ void install() {
 }
 
 }  // namespace
+
+void report_time(Place place) {
+  report("time", place,
+         thread_name(*this_block->current) + format(" still runs after %g s", settings().time_limit));
+}
 
 CodeRange code_around(const void* address) {
   struct Search {

@@ -119,6 +119,7 @@ struct Block {
   unsigned char* smem = nullptr;
   size_t smem_bytes = 0, arena_bytes = 0;
   bool aborted = false;
+  volatile bool out_of_time = false;  // set by a signal
 
   uint64_t next_random() {
     random ^= random << 13;
@@ -145,6 +146,7 @@ void report(const char* kind, Place place, const std::string& text,
             Place other = {});                   // other: that it collides with
 void yield(Block& block);                        // the current fiber has to wait
 void finish_after_exit(Block& block, int warp);  // of one of its lanes: others may have waited for it alone
+void report_time(Place place);                   // the launch has had its time
 [[noreturn]] void abort_block();                 // gives up the block from one of its fibers
 std::string thread_name(const Fiber& fiber);
 std::string format(const char* pattern, ...) __attribute__((format(printf, 1, 2)));

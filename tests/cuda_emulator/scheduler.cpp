@@ -96,6 +96,7 @@ void prepare(Block& block, dim3 block_dim, dim3 grid, uint32_t index) {
   block.current_warp = 0;
   block.runnable_warps = 0;
   block.aborted = false;
+  block.out_of_time = false;
   for (Barrier& barrier : block.barriers) barrier = {};
   std::memset(block.smem, 0xff, block.smem_bytes);
   for (int w = 0; w < block.num_warps; ++w) {

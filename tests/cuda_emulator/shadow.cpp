@@ -293,6 +293,10 @@ void end_block(Block& block) {
 void check_access(const void* address, int bytes, bool write, Place place) {
   Block* const block = this_block;
   if (!block || !block->current) return;
+  if (block->out_of_time) {
+    report_time(place);
+    abort_block();
+  }
   const auto* const p = static_cast<const unsigned char*>(address);
   if (size_t(p - block->stacks) < kStacksBytes) return;  // a local variable
   Fiber& fiber = *block->current;
