@@ -24,10 +24,9 @@ using cuda::kInfo;
 using cuda::kScalesOfGroup;
 using cuda::kStageGroups;
 
-// The activations' scale of a row and group, and its product with the sum of their integers.
+// The activations' scale of group i of all rows, and its product with the sum of their integers.
 template <QuantFormat kFormat>
-__device__ inline float2 x_scale_of(const QuantRowsParams& p, int64_t m, int group) {
-  const int64_t i = m * (p.K / 32) + group;
+__device__ inline float2 x_scale_of(const QuantRowsParams& p, int64_t i) {
   const float scale = __ldg(p.x_scale + i);
   if (!kInfo<kFormat>.has_min) return {scale, 0.0f};
   const int2 halves = __ldg(reinterpret_cast<const int2*>(p.x_sums) + i);
@@ -83,7 +82,8 @@ __global__ void __launch_bounds__(kWarp, 1) multiply_many_rows(const QuantRowsPa
         const int8_t* x = p.x + row(kMmaRows * r + g) * p.K + group * 32 + 4 * t;
         float2 x_scale[2];
 #pragma unroll
-        for (int e = 0; e < 2; ++e) x_scale[e] = x_scale_of<kFormat>(p, row(kMmaRows * r + 2 * t + e), group);
+        for (int e = 0; e < 2; ++e)
+          x_scale[e] = x_scale_of<kFormat>(p, row(kMmaRows * r + 2 * t + e) * ring.groups + group);
 #pragma unroll
         for (int ct = 0; ct < kManyTiles; ++ct) {
           int dots[kHalves][4];
@@ -135,22 +135,22 @@ __global__ void __launch_bounds__(kFewThreads) multiply_few_rows(const QuantRows
   const int fold_c = lane % kMmaChannels, fold_m = warp + kFewWarps * (lane / kMmaChannels);
   const Ring ring(p, smem, n0);
   float sum = 0.0f;
-  for (int stage = 0; stage < ring.stages; ++stage) {
-    ring.advance_to(stage);  // and the last stage's exchange has been read by all
-    const int first = stage * kStageGroups, count = min(kStageGroups, ring.groups - first);
+  const auto fold_stage = [&](int stage, int count) {
+    const int first = stage * kStageGroups;
+    const int64_t fold_group = row(fold_m) * ring.groups + first;
     float2 x_scale[kStageGroups];  // early: they come from L2
 #pragma unroll
     for (int j = 0; j < kStageGroups; ++j)
-      if (j < count) x_scale[j] = x_scale_of<kFormat>(p, row(fold_m), first + j);
+      if (j < count) x_scale[j] = x_scale_of<kFormat>(p, fold_group + j);
+    const uint8_t *low = ring.channel(stage, g), *high = ring.channel(stage, g + 8);
+    const int8_t* x = p.x + row(g) * p.K + first * 32 + 4 * t;
 #pragma unroll
     for (int i = 0; i < kStageGroups / kFewWarps; ++i) {
       const int j = warp + i * kFewWarps;
       if (j >= count) break;
-      const uint8_t *low = ring.channel(stage, g), *high = ring.channel(stage, g + 8);
       int dots[kHalves][4];
       cuda::group_dots<kFormat>(dots, cuda::group_values<kFormat>(low, j, t),
-                                cuda::group_values<kFormat>(high, j, t),
-                                p.x + row(g) * p.K + (first + j) * 32 + 4 * t);
+                                cuda::group_values<kFormat>(high, j, t), x + j * 32);
 #pragma unroll
       for (int half = 0; half < kHalves; ++half)
 #pragma unroll
@@ -175,6 +175,15 @@ __global__ void __launch_bounds__(kFewThreads) multiply_few_rows(const QuantRows
         sum = folded<kFormat>(sum, exchange.dot[j][half][fold_m][fold_c], exchange.d[j][half][fold_c],
                               x_scale[j]);
       if (kInfo<kFormat>.has_min) sum = folded_minimum<kFormat>(sum, exchange.minimum[j][fold_c], x_scale[j]);
+    }
+  };
+  for (int stage = 0; stage < ring.stages; ++stage) {
+    ring.advance_to(stage);  // and the last stage's exchange has been read by all
+    const int count = ring.groups - stage * kStageGroups;
+    if (count >= kStageGroups) {
+      fold_stage(stage, kStageGroups);  // a constant: no bounds are left in it
+    } else {
+      fold_stage(stage, count);
     }
   }
   if (fold_m < rows && n0 + fold_c < p.N) store(p, fold_m, n0 + fold_c, sum);
