@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiles Triton kernels ahead of time, without a GPU, and reads what the machine code uses.
 
-Every kernels/<op>.py has `aot_cases()`: its kernels with the types and constants of usual calls. `compile_case` gives registers,
-stack, shared memory and the counts of the instructions that matter, from the tools that come with Triton.
+Every kernels/<op>.py has `aot_cases()`: its kernels with the types and constants of usual calls.
+`compile_case` gives registers, stack, shared memory and the counts of the instructions that matter, from
+the tools that come with Triton.
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ INSTRUCTIONS = {
 class AotCase:
     """One kernel as one usual call compiles it.
 
-    `signature` has Triton's type of every argument in order, e.g. `*bf16`, `i32` or `constexpr`; `attrs` names the arguments that are
-    multiples of 16 (None: pointers and strides), as the launcher finds out at run time.
+    `signature` has Triton's type of every argument in order, e.g. `*bf16`, `i32` or `constexpr`; `attrs`
+    names the arguments that are multiples of 16 (None: pointers and strides), as the launcher finds out at
+    run time.
     """
 
     name: str
@@ -69,7 +71,8 @@ class Resources:
 
 
 def compiled(case: AotCase, capability: int) -> Any:
-    """Triton's compiled kernel for a compute capability (90 and 100 with their architecture-specific instructions)."""
+    """Triton's compiled kernel for a compute capability (90 and 100 with their architecture-specific
+    instructions)."""
     aligned = case.attrs
     if aligned is None:
         aligned = tuple(

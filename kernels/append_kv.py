@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """append_kv in Triton: RoPE on new keys, and keys and values into their pages; the specification's bits.
 
-Specification: pyspec/spec/append_kv.py. One program has some KV heads of one token, K and V. Pages of e4m3 are written as bytes.
+Specification: pyspec/spec/append_kv.py. One program has some KV heads of one token, K and V. e4m3 is
+written as bytes.
 """
 
 from __future__ import annotations
@@ -62,12 +63,12 @@ def append_kv_kernel(
         row_ptr = table_ptr + tl.load(positions_ptr + t).to(tl.int64) * table_stride_x
         k = turned(k_ptrs, k, offs_d, mask, row_ptr, Y, INTERLEAVED, PLANTED_BUG)
     write_rows(
-        k, k_pages_ptr, k_scale_ptr, page, offset, offs_g, offs_d, mask_g, mask_d, k_stride_p, k_stride_s, k_stride_h,
-        k_scale_stride_p, k_scale_stride_s, k_scale_stride_g,
+        k, k_pages_ptr, k_scale_ptr, page, offset, offs_g, offs_d, mask_g, mask_d, k_stride_p, k_stride_s,
+        k_stride_h, k_scale_stride_p, k_scale_stride_s, k_scale_stride_g,
     )  # fmt: skip
     write_rows(
-        v, v_pages_ptr, v_scale_ptr, page, offset, offs_g, offs_d, mask_g, mask_d, v_stride_p, v_stride_s, v_stride_h,
-        v_scale_stride_p, v_scale_stride_s, v_scale_stride_g,
+        v, v_pages_ptr, v_scale_ptr, page, offset, offs_g, offs_d, mask_g, mask_d, v_stride_p, v_stride_s,
+        v_stride_h, v_scale_stride_p, v_scale_stride_s, v_scale_stride_g,
     )  # fmt: skip
 
 
@@ -87,8 +88,9 @@ def limit(
 
 
 def append_kv(
-    k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tensor, positions: Tensor, rope_table: Tensor | None = None,
-    k_scale: Tensor | None = None, v_scale: Tensor | None = None, *, interleaved: bool = False, kv_layout: str = "paged",
+    k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tensor, positions: Tensor,
+    rope_table: Tensor | None = None, k_scale: Tensor | None = None, v_scale: Tensor | None = None, *,
+    interleaved: bool = False, kv_layout: str = "paged",
 ) -> None:  # fmt: skip
     """k and v [T, G, D] to slots [T] of the pages [P, S, G, D], in place."""
     c = pick_config(k.size(1), k.size(2))
@@ -96,8 +98,9 @@ def append_kv(
 
 
 def _launch(
-    k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tensor, positions: Tensor, rope_table: Tensor | None,
-    k_scale: Tensor | None, v_scale: Tensor | None, interleaved: bool, c: Config, bug: str = "",
+    k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tensor, positions: Tensor,
+    rope_table: Tensor | None, k_scale: Tensor | None, v_scale: Tensor | None, interleaved: bool, c: Config,
+    bug: str = "",
 ) -> None:  # fmt: skip
     (t, g, d), s = k.shape, k_pages.size(1)
     if k.numel() == 0:
@@ -107,10 +110,11 @@ def _launch(
         0 if scale is None else scale.stride(i) for scale in (k_scale, v_scale) for i in range(3)
     ]
     append_kv_kernel[(t, triton.cdiv(g, c.block_h))](
-        k, v, raw(k_pages), raw(v_pages), slots.contiguous(), positions.contiguous(), table, k_scale, v_scale,
-        s, g, d, 0 if table is None else table.size(1), *k.stride()[:2], *v.stride()[:2], *k_pages.stride()[:3],
-        *v_pages.stride()[:3], *scale_strides, 0 if table is None else table.stride(0), INTERLEAVED=interleaved,
-        BLOCK_G=c.block_h, BLOCK_D=c.block_d, PLANTED_BUG=bug, num_warps=c.num_warps, enable_fp_fusion=False,
+        k, v, raw(k_pages), raw(v_pages), slots.contiguous(), positions.contiguous(), table, k_scale,
+        v_scale, s, g, d, 0 if table is None else table.size(1), *k.stride()[:2], *v.stride()[:2],
+        *k_pages.stride()[:3], *v_pages.stride()[:3], *scale_strides,
+        0 if table is None else table.stride(0), INTERLEAVED=interleaved, BLOCK_G=c.block_h,
+        BLOCK_D=c.block_d, PLANTED_BUG=bug, num_warps=c.num_warps, enable_fp_fusion=False,
     )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a program of tree_attention does with one tile of slots, who sees what, and how states of a softmax are joined.
+"""tree_attention in Triton: what a program does with a tile of slots, who sees what, how states are joined.
 
-A state of rows is (max, sum, acc): exponents of 2 below max, so weights are 2^(s - max); sum of the weights; weights times V.
+A state of rows is (max, sum, acc): exponents of 2 below max, so weights are 2^(s - max); sum of the
+weights; weights times V.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ def is_chain_up_to(parents_ptr, last_node):
 
 @triton.jit
 def low_slots(parents_ptr, node, start, is_chain, L, window):
-    """The first slot that a row's node sees through a window; walks from `start` to the root for the depths of a tree."""
+    """The first slot that a row's node sees through a window; walks from `start` to the root for the depths
+    of a tree."""
     depth, ancestor = tl.where(is_chain, node, -1), start
     while tl.max(ancestor, 0) >= 0:
         depth += (ancestor >= 0).to(tl.int32)
@@ -42,7 +44,8 @@ def low_slots(parents_ptr, node, start, is_chain, L, window):
 def ancestor_bits(parents_ptr, start, first, window, WINDOW: tl.constexpr, BLOCK_N: tl.constexpr):
     """Bit j of a row's word says whether node first + j is the row's node or its ancestor in the window.
 
-    Walks from `start` to the root, until all rows are before the tile. The k-th ancestor lies k positions back.
+    Walks from `start` to the root, until all rows are before the tile. The k-th ancestor lies k positions
+    back.
     """
     tl.static_assert(BLOCK_N <= 32)
     ancestor, steps, bits = start, 0, start * 0
@@ -59,7 +62,8 @@ def ancestor_bits(parents_ptr, start, first, window, WINDOW: tl.constexpr, BLOCK
 
 @triton.jit
 def not_finite(values):
-    """Whether a slot [slots] of 16-bit values [slots, d] has one that is not finite: all bits of its exponent are 1."""
+    """Whether a slot [slots] of 16-bit values [slots, d] has one that is not finite: all bits of its
+    exponent are 1."""
     exponent: tl.constexpr = 0x7F80 if values.dtype == tl.bfloat16 else 0x7C00
     broken = (values.to(tl.int16, bitcast=True) & exponent) == exponent
     return tl.max(broken.to(tl.int32), 1) > 0
@@ -67,8 +71,8 @@ def not_finite(values):
 
 @triton.jit
 def load_tile(
-    pages_ptr, page, offset, mask_n, stride_p, stride_s, D: tl.constexpr, BLOCK_D: tl.constexpr, MASKED: tl.constexpr,
-    half: tl.constexpr,
+    pages_ptr, page, offset, mask_n, stride_p, stride_s, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    MASKED: tl.constexpr, half: tl.constexpr,
 ):  # fmt: skip
     """K or V of slots: [slots, BLOCK_D] of 16 bits; 8-bit values are exact in bf16 and scaled later."""
     offs_d = tl.arange(0, BLOCK_D)[None, :]
@@ -98,15 +102,16 @@ def attend_tiles(
 ):  # fmt: skip
     """The state after the tiles of slots [first, last). Without MASKED every row sees all of their slots.
 
-    Loops count from 0: with a first value known at run time only, the compiler loses the alignment of pointers in them.
+    Loops count from 0: with a first value known at run time only, the compiler loses the alignment of
+    pointers in them.
     """
     for index in tl.range(0, tl.cdiv(last - first, BLOCK_N), num_stages=1 if MASKED else STAGES):
         tile = first + index * BLOCK_N
         row_max, row_sum, acc = attend_tile(
             q, q_low, row_max, row_sum, acc, tile, end, L, low, high, start, window, parents_ptr, table_ptr,
-            k_pages_ptr, v_pages_ptr, k_scale_ptr, v_scale_ptr, k_stride_p, k_stride_s, v_stride_p, v_stride_s,
-            k_scale_stride_p, k_scale_stride_s, v_scale_stride_p, v_scale_stride_s, factor, inner,
-            S, D, WINDOW, SOFTCAP, SPLIT, BLOCK_N, BLOCK_D, MASKED, PLANTED_BUG,
+            k_pages_ptr, v_pages_ptr, k_scale_ptr, v_scale_ptr, k_stride_p, k_stride_s, v_stride_p,
+            v_stride_s, k_scale_stride_p, k_scale_stride_s, v_scale_stride_p, v_scale_stride_s, factor,
+            inner, S, D, WINDOW, SOFTCAP, SPLIT, BLOCK_N, BLOCK_D, MASKED, PLANTED_BUG,
         )  # fmt: skip
     return row_max, row_sum, acc
 
@@ -121,7 +126,8 @@ def attend_tile(
 ):  # fmt: skip
     """One step of an online softmax over slots [tile, tile + BLOCK_N).
 
-    Exponents are factor * s, with s = tanh(inner * s) before if SOFTCAP. With SPLIT, queries and weights are two 16-bit parts each.
+    Exponents are factor * s, with s = tanh(inner * s) before if SOFTCAP. With SPLIT, queries and weights
+    are two 16-bit parts each.
     """
     slots = tile + tl.arange(0, BLOCK_N)
     mask_n = (slots < (2147483647 if PLANTED_BUG == "no mask" else end)) if MASKED else None

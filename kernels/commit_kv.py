@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""commit_kv in Triton: the accepted path's KV moves behind the committed tokens, in place, any overlap; bits are kept.
+"""commit_kv in Triton: the accepted path's KV moves behind the committed tokens, in place.
 
-Specification: pyspec/spec/commit_kv.py. One program moves one KV head of K or V of one request, some nodes of the path at a time: all
-of a chunk is read before any of it is written. A later chunk reads slots that no earlier one wrote, since path[j] >= j.
+Specification: pyspec/spec/commit_kv.py. Any overlap; bits are kept. One program moves one KV head of K or V
+of one request, some nodes of the path at a time: all of a chunk is read before any of it is written. A later
+chunk reads slots that no earlier one wrote, since path[j] >= j.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ def pick_config(longest: int, d: int) -> Config:
 @triton.jit
 def move(
     pages_ptr, scale_ptr, table_ptr, path_ptr, L, length, S, D, g, stride_p, stride_s, stride_g,
-    scale_stride_p, scale_stride_s, scale_stride_g, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr, PLANTED_BUG: tl.constexpr,
+    scale_stride_p, scale_stride_s, scale_stride_g, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr,
+    PLANTED_BUG: tl.constexpr,
 ):  # fmt: skip
     offs_d = tl.arange(0, BLOCK_D)[None, :]
     for start in range(0, length, BLOCK_E):
@@ -69,10 +71,10 @@ def move(
 
 @triton.jit
 def commit_kv_kernel(
-    k_pages_ptr, v_pages_ptr, table_ptr, kv_len_ptr, path_ptr, path_len_ptr, k_scale_ptr, v_scale_ptr,
-    S, D, table_stride_b, path_stride_b, k_stride_p, k_stride_s, k_stride_g, v_stride_p, v_stride_s, v_stride_g,
-    k_scale_stride_p, k_scale_stride_s, k_scale_stride_g, v_scale_stride_p, v_scale_stride_s, v_scale_stride_g,
-    BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr, PLANTED_BUG: tl.constexpr = "",
+    k_pages_ptr, v_pages_ptr, table_ptr, kv_len_ptr, path_ptr, path_len_ptr, k_scale_ptr, v_scale_ptr, S, D,
+    table_stride_b, path_stride_b, k_stride_p, k_stride_s, k_stride_g, v_stride_p, v_stride_s, v_stride_g,
+    k_scale_stride_p, k_scale_stride_s, k_scale_stride_g, v_scale_stride_p, v_scale_stride_s,
+    v_scale_stride_g, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr, PLANTED_BUG: tl.constexpr = "",
 ):  # fmt: skip
     b, g = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     if PLANTED_BUG == "one head":
@@ -82,13 +84,13 @@ def commit_kv_kernel(
     path_ptr += b * path_stride_b
     if tl.program_id(2) == 0:
         move(
-            k_pages_ptr, k_scale_ptr, table_ptr, path_ptr, L, length, S, D, g, k_stride_p, k_stride_s, k_stride_g,
-            k_scale_stride_p, k_scale_stride_s, k_scale_stride_g, BLOCK_E, BLOCK_D, PLANTED_BUG,
+            k_pages_ptr, k_scale_ptr, table_ptr, path_ptr, L, length, S, D, g, k_stride_p, k_stride_s,
+            k_stride_g, k_scale_stride_p, k_scale_stride_s, k_scale_stride_g, BLOCK_E, BLOCK_D, PLANTED_BUG,
         )  # fmt: skip
     else:
         move(
-            v_pages_ptr, v_scale_ptr, table_ptr, path_ptr, L, length, S, D, g, v_stride_p, v_stride_s, v_stride_g,
-            v_scale_stride_p, v_scale_stride_s, v_scale_stride_g, BLOCK_E, BLOCK_D, PLANTED_BUG,
+            v_pages_ptr, v_scale_ptr, table_ptr, path_ptr, L, length, S, D, g, v_stride_p, v_stride_s,
+            v_stride_g, v_scale_stride_p, v_scale_stride_s, v_scale_stride_g, BLOCK_E, BLOCK_D, PLANTED_BUG,
         )  # fmt: skip
 
 
@@ -113,9 +115,9 @@ def _launch(
         0 if scale is None else scale.stride(i) for scale in (k_scale, v_scale) for i in range(3)
     ]
     commit_kv_kernel[(b, g, 2)](
-        raw(k_pages), raw(v_pages), page_table, kv_len.contiguous(), path, path_len.contiguous(), k_scale, v_scale,
-        s, d, page_table.stride(0), path.stride(0), *k_pages.stride()[:3], *v_pages.stride()[:3], *scale_strides,
-        BLOCK_E=c.block_e, BLOCK_D=c.block_d, PLANTED_BUG=bug, num_warps=c.num_warps,
+        raw(k_pages), raw(v_pages), page_table, kv_len.contiguous(), path, path_len.contiguous(), k_scale,
+        v_scale, s, d, page_table.stride(0), path.stride(0), *k_pages.stride()[:3], *v_pages.stride()[:3],
+        *scale_strides, BLOCK_E=c.block_e, BLOCK_D=c.block_d, PLANTED_BUG=bug, num_warps=c.num_warps,
     )  # fmt: skip
 
 
@@ -128,7 +130,8 @@ def aot_cases() -> list[AotCase]:
         if page == "bf16":
             constants |= {"k_scale_ptr": None, "v_scale_ptr": None}
         types = {
-            "k_pages_ptr": f"*{page}", "v_pages_ptr": f"*{page}", "k_scale_ptr": "*fp32", "v_scale_ptr": "*fp32",
+            "k_pages_ptr": f"*{page}", "v_pages_ptr": f"*{page}", "k_scale_ptr": "*fp32",
+            "v_scale_ptr": "*fp32",
         }  # fmt: skip
         kinds = {
             name: types.get(name, "*i32" if name.endswith("_ptr") else "i32")

@@ -53,8 +53,8 @@ def aot_cases() -> list[AotCase]:
     """Rows of 4096 in bf16."""
     c = pick_config(4096)
     signature = {
-        "ids_ptr": "*i32", "weight_ptr": "*bf16", "out_ptr": "*fp32", "K": "i32", "scale": "fp32", "weight_stride_v": "i32",
-        "BLOCK": "constexpr", "PLANTED_BUG": "constexpr",
+        "ids_ptr": "*i32", "weight_ptr": "*bf16", "out_ptr": "*fp32", "K": "i32", "scale": "fp32",
+        "weight_stride_v": "i32", "BLOCK": "constexpr", "PLANTED_BUG": "constexpr",
     }  # fmt: skip
     constants = {"BLOCK": c.block, "PLANTED_BUG": ""}
     return [AotCase("embedding", embedding_kernel, signature, constants, num_warps=c.num_warps)]

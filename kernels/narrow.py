@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rounding to 8 bits that kernels share: int8 and fp8 e4m3, to nearest even, in plain arithmetic.
 
-Written out instead of cast, because Triton has no e4m3 below sm_89 and no rounding to nearest integer outside libdevice, and so that
-every target and every emulation gives the same bits. e4m3 travels as uint8.
+Written out instead of cast, because Triton has no e4m3 below sm_89 and no rounding to nearest integer
+outside libdevice, and so that every target and every emulation gives the same bits. e4m3 travels as uint8.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import triton.language as tl
 
 @triton.jit
 def round_even(x):
-    """The nearest integer, ties to even, of |x| < 2^22 as f32: adding 3 * 2^22 leaves no bit for a fraction."""
+    """The nearest integer, ties to even, of |x| < 2^22 as f32: adding 3 * 2^22 leaves no bit for a
+    fraction."""
     return x + 12582912.0 - 12582912.0
 
 
@@ -30,7 +31,8 @@ def to_e4m3(x):
 
 @triton.jit
 def from_e4m3(code):
-    """The value of e4m3 bits, exactly, as f16: its exponent has one bit more and a bias of 15 instead of 7."""
+    """The value of e4m3 bits, exactly, as f16: its exponent has one bit more and a bias of 15 instead of
+    7."""
     bits = code.to(tl.uint16)
     value = ((bits & 0x80) << 8 | (bits & 0x7F) << 7).to(tl.float16, bitcast=True) * 256.0
     return tl.where(bits & 0x7F == 0x7F, float("nan"), value).to(tl.float16)
@@ -38,7 +40,8 @@ def from_e4m3(code):
 
 @triton.jit
 def row_scale(x, LARGEST: tl.constexpr):
-    """max |x| / LARGEST of rows [R, C] f32 as [R, 1]: 0 where the maximum is below 1e-30, NaN where a value is not finite."""
+    """max |x| / LARGEST of rows [R, C] f32 as [R, 1]: 0 where the maximum is below 1e-30, NaN where a value
+    is not finite."""
     magnitude = tl.abs(x)
     finite = tl.min((magnitude < float("inf")).to(tl.int32), axis=1, keep_dims=True) == 1
     most = tl.max(magnitude, axis=1, keep_dims=True)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""quant_embedding in Triton: rows of a GGUF table as f32; bit-exact. Specification: pyspec/spec/quant_embedding.py.
+"""quant_embedding in Triton: rows of a GGUF table as f32; the bits of pyspec/spec/quant_embedding.py.
 
-Reads GGUF rows as they lie; the CPU's packed layout is refused. One program has 8 groups of 32 values of one row.
+Reads GGUF rows as they lie; the CPU's packed layout is refused. One program has 8 groups of 32 values of
+one row.
 """
 
 from __future__ import annotations
@@ -66,8 +67,8 @@ def _launch(ids: Tensor, qweight: Tensor, format: str, scale: float, bug: str = 
     if out.numel():
         qweight = rows(qweight)
         quant_embedding_kernel[(ids.size(0), triton.cdiv(k // 32, BLOCK_G))](
-            ids.contiguous(), qweight, out, k, scale, qweight.stride(0), FORMAT=format, BLOCK_G=BLOCK_G, PLANTED_BUG=bug,
-            num_warps=2, enable_fp_fusion=False,
+            ids.contiguous(), qweight, out, k, scale, qweight.stride(0), FORMAT=format, BLOCK_G=BLOCK_G,
+            PLANTED_BUG=bug, num_warps=2, enable_fp_fusion=False,
         )  # fmt: skip
     return out
 
@@ -75,13 +76,15 @@ def _launch(ids: Tensor, qweight: Tensor, format: str, scale: float, bug: str = 
 def aot_cases() -> list[AotCase]:
     """Every format."""
     signature = {
-        "ids_ptr": "*i32", "qweight_ptr": "*u8", "out_ptr": "*fp32", "K": "i32", "scale": "fp32", "qweight_stride_r": "i32",
-        "FORMAT": "constexpr", "BLOCK_G": "constexpr", "PLANTED_BUG": "constexpr",
+        "ids_ptr": "*i32", "qweight_ptr": "*u8", "out_ptr": "*fp32", "K": "i32", "scale": "fp32",
+        "qweight_stride_r": "i32", "FORMAT": "constexpr", "BLOCK_G": "constexpr",
+        "PLANTED_BUG": "constexpr",
     }  # fmt: skip
     return [
         AotCase(
             f"quant_embedding-{format}", quant_embedding_kernel, signature,
-            {"FORMAT": format, "BLOCK_G": BLOCK_G, "PLANTED_BUG": ""}, num_warps=2, attrs=("ids_ptr", "out_ptr"),
+            {"FORMAT": format, "BLOCK_G": BLOCK_G, "PLANTED_BUG": ""}, num_warps=2,
+            attrs=("ids_ptr", "out_ptr"),
         )
         for format in FORMATS
     ]  # fmt: skip

@@ -69,8 +69,8 @@ def _launch(x: Tensor, bug: str = "") -> tuple[Tensor, Tensor, Tensor]:
 def aot_cases() -> list[AotCase]:
     """Rows of any length are the same kernel."""
     signature = {
-        "x_ptr": "*fp32", "q_ptr": "*i8", "scale_ptr": "*fp32", "sums_ptr": "*i32", "J": "i32", "x_stride_m": "i32",
-        "BLOCK_G": "constexpr", "PLANTED_BUG": "constexpr",
+        "x_ptr": "*fp32", "q_ptr": "*i8", "scale_ptr": "*fp32", "sums_ptr": "*i32", "J": "i32",
+        "x_stride_m": "i32", "BLOCK_G": "constexpr", "PLANTED_BUG": "constexpr",
     }  # fmt: skip
     constants = {"BLOCK_G": BLOCK_G, "PLANTED_BUG": ""}
     return [AotCase("quantize_activations", quantize_activations_kernel, signature, constants, num_warps=2)]

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""rms_norm, add_rms_norm and rms_norm_quantize in Triton. Specifications: pyspec/spec/{rms_norm,add_rms_norm,rms_norm_quantize}.py.
+"""rms_norm, add_rms_norm and rms_norm_quantize in Triton. Specifications: the files of pyspec/spec.
 
-One program has one row in registers: x is read once. Block and warps, and with them the order of the sum, follow from K alone.
+One program has one row in registers: x is read once. Block and warps, and with them the order of the sum,
+follow from K alone.
 """
 
 from __future__ import annotations
@@ -80,8 +81,9 @@ def _launch(
     x = rows(x)
     total = residual if residual is None else rows(residual)
     rms_norm_kernel[(m,)](
-        x, total, weight.contiguous(), out, scale, k, eps, x.stride(0), 0 if total is None else total.stride(0),
-        BLOCK_K=c.block_k, PLANTED_BUG=bug, num_warps=c.num_warps, enable_fp_fusion=False,
+        x, total, weight.contiguous(), out, scale, k, eps, x.stride(0),
+        0 if total is None else total.stride(0), BLOCK_K=c.block_k, PLANTED_BUG=bug, num_warps=c.num_warps,
+        enable_fp_fusion=False,
     )  # fmt: skip
     if residual is not None and total is not None and total is not residual:
         residual.copy_(total)
@@ -116,9 +118,9 @@ def aot_cases() -> list[AotCase]:
     for k, fused in ((576, ""), (4096, ""), (4096, "residual"), (4096, "quantize"), (16384, "residual")):
         c = pick_config(k)
         signature = {
-            "x_ptr": "*fp32", "residual_ptr": "*fp32", "weight_ptr": "*fp32", "out_ptr": "*fp32", "scale_ptr": "*fp32",
-            "K": "i32", "eps": "fp32", "x_stride_m": "i32", "residual_stride_m": "i32",
-            "BLOCK_K": "constexpr", "PLANTED_BUG": "constexpr",
+            "x_ptr": "*fp32", "residual_ptr": "*fp32", "weight_ptr": "*fp32", "out_ptr": "*fp32",
+            "scale_ptr": "*fp32", "K": "i32", "eps": "fp32", "x_stride_m": "i32",
+            "residual_stride_m": "i32", "BLOCK_K": "constexpr", "PLANTED_BUG": "constexpr",
         }  # fmt: skip
         constants: dict[str, object] = {"BLOCK_K": c.block_k, "PLANTED_BUG": ""}
         for name, given in (("residual_ptr", fused == "residual"), ("scale_ptr", fused == "quantize")):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""rope in Triton: rotary position embedding by a table, the specification's bits. Specification: pyspec/spec/rope.py."""
+"""rope in Triton: rotary position embedding by a table; the bits of pyspec/spec/rope.py."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def pick_config(heads: int, d: int) -> Config:
 def turned(x_ptrs, x, offs_d, mask, row_ptr, Y, INTERLEAVED: tl.constexpr, PLANTED_BUG: tl.constexpr):
     """x [h, d] f32 at x_ptrs, its first Y dims turned by the row of cosines and sines at row_ptr.
 
-    Every element reads its partner again (from L1): pairs lie in one tile at any head dim and any Y, with no shuffle between threads.
+    Every element reads its partner again (from L1): pairs lie in one tile at any head dim and any Y, with
+    no shuffle between threads.
     """
     if INTERLEAVED:
         is_second = offs_d % 2 == 1
@@ -80,8 +81,8 @@ def _launch(x: Tensor, positions: Tensor, rope_table: Tensor, interleaved: bool,
         x, rope_table = rows(x), rows(rope_table)
         rope_kernel[(t, triton.cdiv(h, c.block_h))](
             x, positions.contiguous(), rope_table, out, h, d, rope_table.size(1), x.stride(0), x.stride(1),
-            rope_table.stride(0), INTERLEAVED=interleaved, BLOCK_H=c.block_h, BLOCK_D=c.block_d, PLANTED_BUG=bug,
-            num_warps=c.num_warps, enable_fp_fusion=False,
+            rope_table.stride(0), INTERLEAVED=interleaved, BLOCK_H=c.block_h, BLOCK_D=c.block_d,
+            PLANTED_BUG=bug, num_warps=c.num_warps, enable_fp_fusion=False,
         )  # fmt: skip
     return out
 

@@ -76,8 +76,8 @@ def _launch(gate_up: Tensor, gelu: bool, bug: str = "") -> Tensor:
     if out.numel():
         gate_up = rows(gate_up)
         gate_mul_kernel[(m, triton.cdiv(f, c.block))](
-            gate_up, out, f, gate_up.stride(0), GELU=gelu, BLOCK=c.block, PLANTED_BUG=bug, num_warps=c.num_warps,
-            enable_fp_fusion=False,
+            gate_up, out, f, gate_up.stride(0), GELU=gelu, BLOCK=c.block, PLANTED_BUG=bug,
+            num_warps=c.num_warps, enable_fp_fusion=False,
         )  # fmt: skip
     return out
 

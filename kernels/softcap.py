@@ -16,7 +16,8 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def tanh(y):
-    """(1 - e) / (1 + e) with e = exp(-2 |y|) and y's sign: no overflow, and near 0 an absolute error of 2^-23."""
+    """(1 - e) / (1 + e) with e = exp(-2 |y|) and y's sign: no overflow, and near 0 an absolute error of
+    2^-23."""
     e = tl.exp2(tl.abs(y) * (-2.0 * LOG2_E))
     magnitude = tl.div_rn(1.0 - e, 1.0 + e)
     return tl.where(y < 0, -magnitude, magnitude)

@@ -1,17 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tree_attention in Triton: ragged trees, chains and single tokens over a paged KV cache. Specification: pyspec/spec/tree_attention.py.
+"""tree_attention in Triton: ragged trees, chains and single tokens over a paged KV cache.
 
-One program has 64 rows of one request and KV head (row r is node r // R with query head r % R) and some spans of 512 slots.
+Specification: pyspec/spec/tree_attention.py. One program has 64 rows of one request and KV head (row r is
+node r // R with query head r % R) and some spans of 512 slots.
 
-Order of a row's sums: slots are cut into spans at absolute multiples of 512 and those into tiles; a span is an online softmax over its
-tiles in ascending order, from nothing; spans are joined by a left fold in ascending order. A tile that a row does not see adds exact
-zeros. So neither other rows, requests, pages nor the cut into programs change a bit, and a chain, cut anyhow, equals plain decoding.
-Tiles have 64 rows even for one query: wgmma and tcgen05 have no fewer, and tiles of other sizes (with mma.sync, or other lanes that
-add a row's weights) would not be known to give the same bits. It costs little: 64 rows are 64 operations a byte of bf16 keys, and the
-memory of an H100 feeds about 300.
+Order of a row's sums: slots are cut into spans at absolute multiples of 512 and those into tiles; a span is
+an online softmax over its tiles in ascending order, from nothing; spans are joined by a left fold in
+ascending order. A tile that a row does not see adds exact zeros. So neither other rows, requests, pages nor
+the cut into programs change a bit, and a chain, cut anyhow, equals plain decoding.
 
-Spans of a row go to several programs where there are few rows; each span's state is then stored, and a second launch folds them (the
-last program to arrive could, but a read of what other programs wrote is what the race checker must report).
+Tiles have 64 rows even for one query: wgmma and tcgen05 have no fewer, and tiles of other sizes (with
+mma.sync, or other lanes that add a row's weights) would not be known to give the same bits. It costs
+little: 64 rows are 64 operations a byte of bf16 keys, where an H100 has about 300 for a byte of its memory.
+
+Spans of a row go to several programs where there are few rows; each span's state is then stored, and a
+second launch folds them (the last program to arrive could, but a read of what other programs wrote is what
+the race checker must report).
+
 Shared prefixes are read by every request: the cascade over them is in the CUDA kernel only.
 """
 
@@ -65,7 +70,7 @@ def pick_config(T: int, H: int, G: int, D: int, B: int, slots: int) -> Config:
 
 @triton.jit
 def request_of(cu_t_ptr, index, B, WEIGHT: tl.constexpr, BLOCK: tl.constexpr, BLOCK_B: tl.constexpr):
-    """The request that has item `index` when a request of n nodes has ceil(n WEIGHT / BLOCK) items, and its first item.
+    """The request that has item `index` when n nodes have ceil(n WEIGHT / BLOCK) items, and its first item.
 
     B itself if there are fewer items.
     """
@@ -80,15 +85,19 @@ def request_of(cu_t_ptr, index, B, WEIGHT: tl.constexpr, BLOCK: tl.constexpr, BL
 
 @triton.jit
 def attend_kernel(
-    q_ptr, k_pages_ptr, v_pages_ptr, k_scale_ptr, v_scale_ptr, sinks_ptr, table_ptr, kv_len_ptr, cu_t_ptr, parents_ptr,
-    out_ptr, lse_ptr, partial_ptr, state_ptr, T, H, B, window, factor, inner,
-    q_stride_t, q_stride_h, table_stride_b, k_stride_p, k_stride_s, k_stride_g, v_stride_p, v_stride_s, v_stride_g,
-    k_scale_stride_p, k_scale_stride_s, k_scale_stride_g, v_scale_stride_p, v_scale_stride_s, v_scale_stride_g,
-    PARTS: tl.constexpr, R: tl.constexpr, S: tl.constexpr, D: tl.constexpr, SPAN: tl.constexpr, WINDOW: tl.constexpr,
-    SOFTCAP: tl.constexpr, F16: tl.constexpr, SPLIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_B: tl.constexpr, PLANTED_BUG: tl.constexpr = "",
+    q_ptr, k_pages_ptr, v_pages_ptr, k_scale_ptr, v_scale_ptr, sinks_ptr, table_ptr, kv_len_ptr, cu_t_ptr,
+    parents_ptr, out_ptr, lse_ptr, partial_ptr, state_ptr, T, H, B, window, factor, inner, q_stride_t,
+    q_stride_h, table_stride_b, k_stride_p, k_stride_s, k_stride_g, v_stride_p, v_stride_s, v_stride_g,
+    k_scale_stride_p, k_scale_stride_s, k_scale_stride_g, v_scale_stride_p, v_scale_stride_s,
+    v_scale_stride_g, PARTS: tl.constexpr, R: tl.constexpr, S: tl.constexpr, D: tl.constexpr,
+    SPAN: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, F16: tl.constexpr, SPLIT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_B: tl.constexpr,
+    PLANTED_BUG: tl.constexpr = "",
 ):  # fmt: skip
-    """Rows [64] of a request and KV head over the spans of one part: results, or the state of every span if PARTS > 1."""
+    """Rows [64] of a request and KV head over the spans of one part.
+
+    Gives their results, or the state of every span if PARTS > 1.
+    """
     b, first_tile = request_of(cu_t_ptr, tl.program_id(0), B, R, BLOCK_M, BLOCK_B)
     if b >= B:
         return
@@ -131,7 +140,7 @@ def attend_kernel(
         k_scale_ptr += g * k_scale_stride_g
         v_scale_ptr += g * v_scale_stride_g
     table_ptr += b.to(tl.int64) * table_stride_b
-    # Where the state of a span waits: by span, node and head for fold_kernel, or by program for the next span.
+    # Where the state of a span waits: by span, node and head for fold_kernel, by program for the next span.
     if PARTS > 1:
         offs_state = node * H + head
         base, span_stride = t0.to(tl.int64) * H, tl.cast(T, tl.int64) * H
@@ -163,13 +172,15 @@ def attend_kernel(
             row_max, row_sum, acc = attend_tiles(
                 q, q_low, row_max, row_sum, acc,
                 span_begin if stage == 0 else whole_tile if stage == 1 else tail_tile,
-                whole_tile if stage == 0 else tail_tile if stage == 1 else span_end,
-                end, L, low, high, start, window, parents_ptr, table_ptr, k_pages_ptr, v_pages_ptr, k_scale_ptr, v_scale_ptr,
-                k_stride_p, k_stride_s, v_stride_p, v_stride_s, k_scale_stride_p, k_scale_stride_s, v_scale_stride_p,
-                v_scale_stride_s, factor, inner, S, D, WINDOW, SOFTCAP, SPLIT, BLOCK_N, BLOCK_D, stage != 1, PLANTED_BUG,
+                whole_tile if stage == 0 else tail_tile if stage == 1 else span_end, end, L, low, high,
+                start, window, parents_ptr, table_ptr, k_pages_ptr, v_pages_ptr, k_scale_ptr, v_scale_ptr,
+                k_stride_p, k_stride_s, v_stride_p, v_stride_s, k_scale_stride_p, k_scale_stride_s,
+                v_scale_stride_p, v_scale_stride_s, factor, inner, S, D, WINDOW, SOFTCAP, SPLIT, BLOCK_N,
+                BLOCK_D, stage != 1, PLANTED_BUG,
             )  # fmt: skip
         place = base + span * span_stride
-        # span >> 30 is 0, but makes the offsets part of the loop: hoisted out of it, they would be 32 registers in it.
+        # span >> 30 is 0, but makes the offsets part of the loop: hoisted out of it, they would be 32
+        # registers in it.
         offs_place = offs_state + (span >> 30)
         state_ptrs = state_ptr + place * 2 + offs_place * 2
         partial_ptrs = partial_ptr + place * PITCH + (offs_place[:, None] * PITCH + offs_d[None, :])
@@ -190,7 +201,7 @@ def attend_kernel(
                 tl.store(partial_ptrs, acc)
                 tl.debug_barrier()  # and this one reads it in the next span
     if PARTS == 1:
-        # Rows and masks are computed again, from a value loaded again: kept through the loop, they would spill.
+        # Rows and masks are computed again, from a value loaded again: kept over the loop, they would spill.
         offs_m = row0 + (tl.load(cu_t_ptr + b) - t0) + tl.arange(0, BLOCK_M)
         mask_m = offs_m < nodes * R
         mask = mask_m[:, None] & (offs_d < D)[None, :] if D < BLOCK_D else mask_m[:, None]
@@ -248,9 +259,10 @@ def limit(
 
 
 def tree_attention(
-    q: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, kv_len: Tensor, cu_t: Tensor, parents: Tensor,
-    k_scale: Tensor | None = None, v_scale: Tensor | None = None, sinks: Tensor | None = None,
-    *, scale: float, window: int = 0, softcap: float = 0.0, kv_layout: str = "paged",
+    q: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, kv_len: Tensor, cu_t: Tensor,
+    parents: Tensor, k_scale: Tensor | None = None, v_scale: Tensor | None = None,
+    sinks: Tensor | None = None, *, scale: float, window: int = 0, softcap: float = 0.0,
+    kv_layout: str = "paged",
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Every node's attention over the slots it sees: out [T, H, D] like q, and lse [T, H] f32."""
     (T, H, D), (_, S, G, _), (B, W) = q.shape, k_pages.shape, page_table.shape
@@ -260,9 +272,9 @@ def tree_attention(
 
 
 def _launch(
-    q: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, kv_len: Tensor, cu_t: Tensor, parents: Tensor,
-    k_scale: Tensor | None, v_scale: Tensor | None, sinks: Tensor | None, c: Config, scale: float, window: int,
-    softcap: float, bug: str = "",
+    q: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, kv_len: Tensor, cu_t: Tensor,
+    parents: Tensor, k_scale: Tensor | None, v_scale: Tensor | None, sinks: Tensor | None, c: Config,
+    scale: float, window: int, softcap: float, bug: str = "",
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     (T, H, D), (_, S, G, _), B = q.shape, k_pages.shape, kv_len.size(0)
     out, lse = q.new_empty(q.shape), q.new_empty(T, H, dtype=torch.float32)
@@ -275,25 +287,27 @@ def _launch(
     f16 = k_pages.dtype == torch.float16
     scale_strides = [0 if x is None else x.stride(i) for x in (k_scale, v_scale) for i in range(3)]
     attend_kernel[(c.tiles, G, c.parts)](
-        q, raw(k_pages), raw(v_pages), k_scale, v_scale, sinks, page_table, kv_len, cu_t, parents.contiguous(), out, lse,
-        partial, state, T, H, B, window, (softcap or scale) * LOG2_E, scale / softcap if softcap else 1.0,
-        *q.stride()[:2], page_table.stride(0), *k_pages.stride()[:3], *v_pages.stride()[:3], *scale_strides,
-        PARTS=c.parts, R=H // G, S=S, D=D, SPAN=c.span, WINDOW=window > 0, SOFTCAP=softcap > 0, F16=f16,
-        SPLIT=q.dtype == torch.float32 or (q.dtype == torch.float16 and not f16), BLOCK_M=BLOCK_M, BLOCK_N=c.block_n,
-        BLOCK_D=block_d, BLOCK_B=block_b, PLANTED_BUG=bug, num_warps=c.num_warps,
+        q, raw(k_pages), raw(v_pages), k_scale, v_scale, sinks, page_table, kv_len, cu_t,
+        parents.contiguous(), out, lse, partial, state, T, H, B, window, (softcap or scale) * LOG2_E,
+        scale / softcap if softcap else 1.0, *q.stride()[:2], page_table.stride(0), *k_pages.stride()[:3],
+        *v_pages.stride()[:3], *scale_strides, PARTS=c.parts, R=H // G, S=S, D=D, SPAN=c.span,
+        WINDOW=window > 0, SOFTCAP=softcap > 0, F16=f16,
+        SPLIT=q.dtype == torch.float32 or (q.dtype == torch.float16 and not f16), BLOCK_M=BLOCK_M,
+        BLOCK_N=c.block_n, BLOCK_D=block_d, BLOCK_B=block_b, PLANTED_BUG=bug, num_warps=c.num_warps,
         enable_fp_fusion=False,
     )  # fmt: skip
     if c.parts > 1:
         block_h = min(8, triton.next_power_of_2(H))
         fold_kernel[(T, triton.cdiv(H, block_h))](
-            partial, state, sinks, kv_len, cu_t, out, lse, T, H, B, window, D=D, SPAN=c.span, WINDOW=window > 0,
-            BLOCK_H=block_h, BLOCK_D=block_d, BLOCK_B=block_b, num_warps=4, enable_fp_fusion=False,
+            partial, state, sinks, kv_len, cu_t, out, lse, T, H, B, window, D=D, SPAN=c.span,
+            WINDOW=window > 0, BLOCK_H=block_h, BLOCK_D=block_d, BLOCK_B=block_b, num_warps=4,
+            enable_fp_fusion=False,
         )  # fmt: skip
     return out, lse
 
 
 def aot_cases() -> list[AotCase]:
-    """bf16 and f32 queries over bf16 pages by head dim, 8-bit pages, a window, stored spans and their fold."""
+    """bf16 and f32 queries over bf16 pages by head dim, 8-bit pages, a window, stored spans, their fold."""
     usual = [(f"D{D}-{q}", D, q, "bf16", False, 1) for D in (64, 96, 128, 256) for q in ("bf16", "fp32")]
     more = [
         ("D128-e4m3", 128, "bf16", "u8", False, 1),
@@ -305,16 +319,17 @@ def aot_cases() -> list[AotCase]:
     for name, D, q, page, windowed, parts in usual + more:
         c = pick_config(64, 32, 8, D, 8, 4096)
         constants: dict[str, object] = {
-            "PARTS": parts, "R": 4, "S": 16, "D": D, "SPAN": SPAN, "WINDOW": windowed, "SOFTCAP": False, "F16": False,
-            "SPLIT": q == "fp32", "BLOCK_M": BLOCK_M, "BLOCK_N": c.block_n, "BLOCK_D": triton.next_power_of_2(D),
-            "BLOCK_B": 8, "PLANTED_BUG": "", "sinks_ptr": None,
+            "PARTS": parts, "R": 4, "S": 16, "D": D, "SPAN": SPAN, "WINDOW": windowed, "SOFTCAP": False,
+            "F16": False, "SPLIT": q == "fp32", "BLOCK_M": BLOCK_M, "BLOCK_N": c.block_n,
+            "BLOCK_D": triton.next_power_of_2(D), "BLOCK_B": 8, "PLANTED_BUG": "", "sinks_ptr": None,
         }  # fmt: skip
         if page == "bf16":
             constants |= {"k_scale_ptr": None, "v_scale_ptr": None}
         types = {"q_ptr": f"*{q}", "out_ptr": f"*{q}", "k_pages_ptr": f"*{page}", "v_pages_ptr": f"*{page}"}
         cases.append(_aot_case(f"tree_attention-{name}", attend_kernel, types, constants, c))
     constants = {
-        "D": 128, "SPAN": SPAN, "WINDOW": False, "BLOCK_H": 8, "BLOCK_D": 128, "BLOCK_B": 8, "sinks_ptr": None,
+        "D": 128, "SPAN": SPAN, "WINDOW": False, "BLOCK_H": 8, "BLOCK_D": 128, "BLOCK_B": 8,
+        "sinks_ptr": None,
     }  # fmt: skip
     fold = Config(SPAN, 32, 4, 1, 1, 1)
     cases.append(_aot_case("tree_attention-fold", fold_kernel, {"out_ptr": "*bf16"}, constants, fold))

@@ -22,7 +22,8 @@ if INTERPRETED:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """NaN and infinity are values like others to a GPU; numpy warns of them where the interpreter computes."""
+    """NaN and infinity are values like others to a GPU; numpy warns of them where the interpreter
+    computes."""
     for module in ("triton.runtime.interpreter", "interpreter"):
         config.addinivalue_line("filterwarnings", f"ignore::RuntimeWarning:{module}")
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The two ways in which Triton kernels run here, and what tests need to know of them.
 
-ttsem:        `python -m ttsem.sanitize pytest tests/triton_emulated` runs the compiled IR on CPU tensors; accesses out of bounds and
-              races between programs raise KernelFault at the kernel's line
-interpreter:  `TRITON_INTERPRET=1 python -m pytest tests/triton_emulated` runs the Python source in numpy, repaired by interpreter.py
+ttsem:        `python -m ttsem.sanitize pytest tests/triton_emulated` runs the compiled IR on CPU tensors;
+              accesses out of bounds and races between programs raise KernelFault at the kernel's line
+interpreter:  `TRITON_INTERPRET=1 python -m pytest tests/triton_emulated` runs the Python source in numpy,
+              repaired by interpreter.py
 """
 
 from __future__ import annotations
@@ -67,8 +68,9 @@ def same_bits(got: Tensor, want: Tensor) -> None:
 
 
 def no_worse(got: Tensor, low: Tensor, exact: Tensor, factor: float = 2.0) -> None:
-    """The largest error to the float64 result is at most `factor` times that of the low-precision computation, and one unit
-    in the last place of the largest result (what the low-precision computation may have been spared)."""
+    """The largest error to the float64 result is at most `factor` times that of the low-precision
+    computation, and one unit in the last place of the largest result (what the low-precision computation
+    may have been spared)."""
     assert got.shape == exact.shape
     if not got.numel():
         return

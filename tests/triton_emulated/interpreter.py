@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Repairs Triton's interpreter (TRITON_INTERPRET=1) where it is not exact: bf16, fp8, fma, tf32.
 
-Triton 3.8's interpreter keeps bf16 and fp8 as the integers of their bits. It adds, multiplies and negates those integers, and
-truncates where a GPU rounds to nearest even. Here every such operation widens to f32, computes, and rounds once. Refused, since
-the interpreter cannot do it right: reductions and scans of narrow floats (Triton's own sum and max widen bf16 before).
+Triton 3.8's interpreter keeps bf16 and fp8 as the integers of their bits. It adds, multiplies and negates
+those integers, and truncates where a GPU rounds to nearest even. Here every such operation widens to f32,
+computes, and rounds once. Refused, since the interpreter cannot do it right: reductions and scans of narrow
+floats (Triton's own sum and max widen bf16 before).
 """
 
 from __future__ import annotations
@@ -73,8 +74,8 @@ def unary(
 
 
 def fma(builder: InterpreterBuilder, x: TensorHandle, y: TensorHandle, z: TensorHandle) -> TensorHandle:
-    """x y + z with one rounding: in f64 the product of f32 is exact, and the sum is rounded to odd, which a second rounding
-    to f32 cannot spoil (Boldo and Melquiond 2008)."""
+    """x y + z with one rounding: in f64 the product of f32 is exact, and the sum is rounded to odd, which a
+    second rounding to f32 cannot spoil (Boldo and Melquiond 2008)."""
     if z.dtype.scalar == tl.float64:
         raise NotImplementedError("interpreter: fma of f64 is not exact here")
     product = widened(x).astype(np.float64) * widened(y).astype(np.float64)

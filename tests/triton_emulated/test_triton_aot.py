@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernels ahead of time: every case fits its kernel, and attention uses each target's own tensor core instructions."""
+"""Kernels ahead of time: every case fits its kernel, and attention uses each target's tensor cores."""
 
 from __future__ import annotations
 

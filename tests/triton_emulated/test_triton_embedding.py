@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""embedding, quant_embedding and quantize_activations in Triton: the specification's bits, views, planted bugs."""
+"""embedding, quant_embedding and quantize_activations in Triton: the specification's bits, planted bugs."""
 
 from __future__ import annotations
 

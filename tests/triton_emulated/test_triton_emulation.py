@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The judges judged: both emulations round, multiply and add as the hardware does, and find planted faults."""
+"""The judges judged: both emulations round, multiply and add as hardware does, and find planted faults."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""rope, append_kv and commit_kv in Triton: the specification's bits, untouched slots, views, overlaps, planted bugs."""
+"""rope, append_kv and commit_kv in Triton: the specification's bits, views, overlaps, planted bugs."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""rms_norm, add_rms_norm and rms_norm_quantize in Triton: error, equal bits of the fused forms, row independence, planted bugs."""
+"""rms_norm, add_rms_norm and rms_norm_quantize in Triton: error, equal bits, planted bugs."""
 
 from __future__ import annotations
 

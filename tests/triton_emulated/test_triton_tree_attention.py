@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tree_attention in Triton: error against float64, and the bits that must not change. Unwritten slots hold NaN."""
+"""tree_attention in Triton: error, and bits that must not change. Unwritten slots hold NaN."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ def wide(case: Case, dtype: torch.dtype) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize("case", supported("tree_attention", kernels.limit))
 def test_error(case: Case) -> None:
-    """bf16 queries: at most twice the error of rounding the result. f32 queries: 64 times less than what bf16 queries would cost."""
+    """bf16 queries: at most twice the error of rounding the result. f32 queries: 64 times less than what
+    bf16 queries would cost."""
     q, out_lse = case.args[0], kernels.tree_attention(*case.args, **case.kwargs)
     exact = spec.tree_attention.reference(*wide(case, torch.float64), **case.kwargs)
     low = spec.tree_attention.reference(q.bfloat16(), *case.args[1:], **case.kwargs)
