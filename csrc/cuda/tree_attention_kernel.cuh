@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // The kernel of CUDA tree_attention: one block is one part of one row tile, its warps share the rows, and all
-// of them read each tile of K and V once from shared memory, where cp.async brings it three or four tiles
-// ahead.
+// of them read each tile of K and V once from shared memory, where cp.async brings it two stages ahead.
 //
 // Order of a row's sums: within a span an online softmax over its tiles in ascending order, from nothing;
 // spans joined by a left fold in ascending order. A tile that a row does not see adds exact zeros, so neither
 // other rows nor where a part begins or ends changes a bit: a block that does several spans keeps the total
-// in shared memory; parts store theirs, and the last one to arrive folds them.
+// in shared memory; parts store theirs, and the last one to arrive folds them. Spans that begin all requests
+// of a group are computed for the rows of all of them, as the base that the rest of each is folded onto.
 #pragma once
 
 #include "cuda/tree_attention_load.cuh"
@@ -104,25 +104,22 @@ __device__ void fold_parts(const Call& call, const Item& item) {
   }
 }
 
-// What every row sees, then what the rows of every warp do.
+// What every row sees, and what the rows of this warp do.
 __device__ inline void describe_rows(const Call& call, const Item& item, unsigned char* memory,
                                      int warp_rows) {
-  NodeRange* ranges = reinterpret_cast<NodeRange*>(memory + call.shared.ranges);
-  for (int row = threadIdx.x; row < call.tile_rows; row += blockDim.x)
-    ranges[row] = row < item.tile.rows ? call.w.ranges[item.node(row)] : NodeRange{0, 0};
-  __syncthreads();
-  if (threadIdx.x % kWarp) return;
-  const int warp = threadIdx.x / kWarp, end = min((warp + 1) * warp_rows, item.tile.rows);
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, row = warp * warp_rows + lane;
+  NodeRange range{0, 0};
   WarpView view{0x7fffffff, 0, 0, 0x7fffffff};
-  for (int row = warp * warp_rows; row < end; ++row) {
-    const NodeRange range = ranges[row];
-    const int node = int(item.node(row)) - item.tile.t0;
-    view.seen0 = min(view.seen0, range.low);
-    view.seen1 = max(view.seen1, item.tile.is_tree ? item.kv_len + node + 1 : range.high);
-    view.open0 = max(view.open0, range.low);
-    view.open1 = min(view.open1, range.high);
+  if (lane < warp_rows && row < item.tile.rows) {
+    const int t = int(item.node(row));
+    range = call.w.ranges[t];
+    const int end = item.tile.is_tree ? item.kv_len + t - item.tile.t0 + 1 : range.high;
+    view = {range.low, end, range.low, range.high};
   }
-  reinterpret_cast<WarpView*>(memory + call.shared.warps)[warp] = view;
+  if (lane < warp_rows) reinterpret_cast<NodeRange*>(memory + call.shared.ranges)[row] = range;
+  view = {__reduce_min_sync(kFullWarp, view.seen0), __reduce_max_sync(kFullWarp, view.seen1),
+          __reduce_max_sync(kFullWarp, view.open0), __reduce_min_sync(kFullWarp, view.open1)};
+  if (lane == 0) reinterpret_cast<WarpView*>(memory + call.shared.warps)[warp] = view;
 }
 
 // Bits of a tile's slots, from `first` on, that a row sees; none for rows beyond the last one.

@@ -77,6 +77,24 @@ def test_shared_kv_is_read_once() -> None:
     assert read == 2 * 2 * 64 * (4096 + 16 * 11)
 
 
+def test_a_plan_may_be_told_of_larger_tiles() -> None:
+    """48 plain decodes of 4 heads as one tile of 192 rows; the workspace serves one run after another."""
+    case = group(1024, [(10, chain(1))] * 48)
+    q, k_pages, _, *indices = case.args[:7]
+    sizes = {"q_dtype": q.dtype, "kv_dtype": k_pages.dtype, "node_count": 48}
+    with emulator.schedule(num_sms=1):
+        want = attend(case)
+        workspace = emulator.call(
+            "tree_attention_plan", *indices, q_shape=q.shape, pages_shape=k_pages.shape, **sizes
+        )
+        for _ in range(2):
+            with emulator.counting() as counters:
+                got = emulator.call("tree_attention_run", *case.args, workspace, node_count=48, **case.kwargs)
+            assert all(same_bits(a, b) for a, b in zip(got, want, strict=True))
+            read = SECTOR * sum(counters.traffic[name].read_sectors for name in ("k_pages", "v_pages"))
+            assert read == 2 * 2 * 64 * (1024 + 48 * 11)
+
+
 @pytest.mark.parametrize(("bug", "finding"), [(11, "race"), (12, "result")])
 def test_planted_bugs_of_groups_are_caught(bug: int, finding: str) -> None:
     case, found = CASES["two-spans"], set()
