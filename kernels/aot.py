@@ -22,6 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 CAPABILITIES = (80, 90, 100)
+FEATURES = ("D", "F", "K", "Y")  # sizes of rows: multiples of 16 in models
 TOOLS = Path(triton.backends.nvidia.__file__).parent / "bin"
 INSTRUCTIONS = {
     "hmma": r"HMMA",  # mma.sync of floats
@@ -41,7 +42,7 @@ class AotCase:
     """One kernel as one usual call compiles it.
 
     `signature` has Triton's type of every argument in order, e.g. `*bf16`, `i32` or `constexpr`; `attrs`
-    names the arguments that are multiples of 16 (None: pointers and strides), as the launcher finds out at
+    names the arguments that are multiples of 16 (None: pointers, strides and features), as the launcher finds out at
     run time.
     """
 
@@ -76,7 +77,9 @@ def compiled(case: AotCase, capability: int) -> Any:
     aligned = case.attrs
     if aligned is None:
         aligned = tuple(
-            name for name, kind in case.signature.items() if kind.startswith("*") or "_stride_" in name
+            name
+            for name, kind in case.signature.items()
+            if kind.startswith("*") or (kind == "i32" and ("_stride_" in name or name in FEATURES))
         )
     names = list(case.signature)
     source = ASTSource(

@@ -137,19 +137,7 @@ def aot_cases() -> list[AotCase]:
         }
         kinds = {name: types.get(name, "*fp32" if name.endswith("_ptr") else "i32") for name in names}
         signature = {name: "constexpr" if name in constants else kind for name, kind in kinds.items()}
-        aligned = tuple(
-            name
-            for name, kind in signature.items()
-            if kind.startswith("*") or "_stride_" in name or name == "D"
-        )
         cases.append(
-            AotCase(
-                f"append_kv-{page}",
-                append_kv_kernel,
-                signature,
-                constants,
-                num_warps=c.num_warps,
-                attrs=aligned,
-            )
+            AotCase(f"append_kv-{page}", append_kv_kernel, signature, constants, num_warps=c.num_warps)
         )
     return cases

@@ -138,19 +138,7 @@ def aot_cases() -> list[AotCase]:
             for name in commit_kv_kernel.arg_names
         }
         signature = {name: "constexpr" if name in constants else kind for name, kind in kinds.items()}
-        aligned = tuple(
-            name
-            for name, kind in signature.items()
-            if kind.startswith("*") or "_stride_" in name or name == "D"
-        )
         cases.append(
-            AotCase(
-                f"commit_kv-{page}",
-                commit_kv_kernel,
-                signature,
-                constants,
-                num_warps=c.num_warps,
-                attrs=aligned,
-            )
+            AotCase(f"commit_kv-{page}", commit_kv_kernel, signature, constants, num_warps=c.num_warps)
         )
     return cases

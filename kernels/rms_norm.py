@@ -80,8 +80,10 @@ def _launch(
         return
     x = rows(x)
     total = residual if residual is None else rows(residual)
+    # The order of the sum is that of the widest access, so one always is: weight and out begin at 16 bytes.
+    weight = weight.contiguous() if weight.data_ptr() % 16 == 0 else weight.clone()
     rms_norm_kernel[(m,)](
-        x, total, weight.contiguous(), out, scale, k, eps, x.stride(0),
+        x, total, weight, out, scale, k, eps, x.stride(0),
         0 if total is None else total.stride(0), BLOCK_K=c.block_k, PLANTED_BUG=bug, num_warps=c.num_warps,
         enable_fp_fusion=False,
     )  # fmt: skip
