@@ -15,6 +15,7 @@ from torch import Tensor
 from pyspec import spec
 from pyspec.contract import Case
 from pyspec.kernels import tree_attention as kernels
+from pyspec.spec.tree_attention import make_case
 
 SPAN = 128  # instead of 512: the ends of spans are crossed by shorter texts
 OPTIONS = [
@@ -50,13 +51,22 @@ def wide(case: Case, dtype: torch.dtype) -> tuple[Any, ...]:
     return tuple(x.to(dtype) if isinstance(x, Tensor) and x.dtype in floats else x for x in case.args)
 
 
-@pytest.mark.parametrize("case", supported("tree_attention", kernels.limit))
+MIXED = [
+    make_case(f"{q}-{pages}", 4, 2, 96, 5, q, pages, [(40, [-1, 0, 0, 1]), (3, chain(2))], sinks=True)
+    for q, pages in [("f16", "f16"), ("f32", "f16"), ("f16", "bf16"), ("bf16", "f16"), ("f16", "f8")]
+]
+
+
+@pytest.mark.parametrize(
+    "case",
+    supported("tree_attention", kernels.limit) + [pytest.param(case, id=case.name) for case in MIXED],
+)
 def test_error(case: Case) -> None:
-    """bf16 queries: at most twice the error of rounding the result. f32 queries: 64 times less than what
-    bf16 queries would cost."""
+    """16-bit queries: at most twice the error of rounding the result. f32: 64 times less than that of bf16."""
     q, out_lse = case.args[0], kernels.tree_attention(*case.args, **case.kwargs)
     exact = spec.tree_attention.reference(*wide(case, torch.float64), **case.kwargs)
-    low = spec.tree_attention.reference(q.bfloat16(), *case.args[1:], **case.kwargs)
+    rough_q = q.bfloat16() if q.dtype == torch.float32 else q
+    low = spec.tree_attention.reference(rough_q, *case.args[1:], **case.kwargs)
     assert out_lse[0].dtype == q.dtype
     for got, rough, want in zip(out_lse, low, exact, strict=True):
         no_worse(got, rough, want)
@@ -108,6 +118,16 @@ def test_trees_over_several_tiles(n: int, spread: int, window: int) -> None:
     (got,) = attend([tree], window=window)
     torch.testing.assert_close(got[..., :-1].double(), exact[0], rtol=0, atol=2e-5)
     torch.testing.assert_close(got[..., -1].double(), exact[1], rtol=0, atol=2e-5)
+
+
+def test_a_chain_longer_than_any_tree() -> None:
+    """2100 nodes: whether they are a chain takes two rounds to say. The window keeps it short."""
+    text = make_request(0, chain(2100), H=1, G=1, D=16)
+    args, kwargs = call_args([text])
+    exact = spec.tree_attention.reference(*map(finite, args), window=9, **kwargs)
+    (got,) = attend([text], window=9)
+    torch.testing.assert_close(got[..., :-1], exact[0].float(), rtol=2**-7, atol=2**-7)
+    torch.testing.assert_close(got[..., -1], exact[1], rtol=0, atol=2e-5)
 
 
 def finite(x: Any) -> Any:
