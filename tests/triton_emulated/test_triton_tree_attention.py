@@ -62,7 +62,7 @@ MIXED = [
     supported("tree_attention", kernels.limit) + [pytest.param(case, id=case.name) for case in MIXED],
 )
 def test_error(case: Case) -> None:
-    """16-bit queries: at most twice the error of rounding the result. f32: 64 times less than that of bf16."""
+    """16-bit queries: at most twice the rounding of the result. f32: 64 times less than that of bf16."""
     q, out_lse = case.args[0], kernels.tree_attention(*case.args, **case.kwargs)
     exact = spec.tree_attention.reference(*wide(case, torch.float64), **case.kwargs)
     rough_q = q.bfloat16() if q.dtype == torch.float32 else q
