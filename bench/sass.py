@@ -7,7 +7,6 @@ import importlib.util
 import re
 import shutil
 import subprocess
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,18 +115,16 @@ def local_bytes(opcodes: list[str]) -> int:
 
 
 def main_loop(opcodes: list[str], loops: list[tuple[int, int]]) -> tuple[float, int]:
-    """(share of tensor core instructions, instructions) of the main loop: of the loops with the most tensor core instructions
-    the one with the fewest others. Without any: the largest that holds no other. (0, 0) without loops."""
+    """(share of tensor core instructions, instructions) of the main loop: of the loops with tensor core instructions that hold
+    no other such loop, the one with the most of them. Without any: the largest loop that holds no other. (0, 0) without loops."""
     tensor = lambda loop: sum(count(opcodes[loop[0] : loop[1] + 1])[name] for name in TENSOR_CORE)
     size = lambda loop: loop[1] + 1 - loop[0]
-    if not loops:
+    candidates = [loop for loop in loops if tensor(loop)] or loops
+    inner = [a for a in candidates if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in candidates)]
+    if not inner:
         return 0.0, 0
-    most = max(map(tensor, loops))
-    if most:
-        loop = min((loop for loop in loops if tensor(loop) == most), key=size)
-        return most / size(loop), size(loop)
-    inside = Counter(a for a in loops for b in loops if a != b and a[0] <= b[0] and b[1] <= a[1])
-    return 0.0, size(max((loop for loop in loops if loop not in inside), key=size))
+    loop = max(inner, key=lambda loop: (tensor(loop), size(loop)))
+    return tensor(loop) / size(loop), size(loop)
 
 
 def max_threads(elf: str) -> dict[str, int]:
