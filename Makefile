@@ -37,7 +37,7 @@ test: $(VENV)/.compiled $(VENV)/.dev
 # Every GPU kernel without a GPU: CUDA sources on the emulator in tests/cuda_emulator, Triton kernels on ttsem (races, accesses out of
 # bounds) and on a repaired interpreter, budgets of registers and shared memory, a tiny model end to end.
 test-gpu-emulated: $(VENV)/.compiled $(VENV)/.dev $(VENV)/.emulators
-	$(PY) -m pytest tests/cuda_emulated tests/gpu_end_to_end/test_cuda_generation.py tests/test_gpu_budgets.py
+	$(PY) -m pytest tests/cuda_emulated tests/gpu_end_to_end/test_cuda_generation.py tests/gpu_static
 	$(PY) -m ttsem.sanitize pytest tests/triton_emulated tests/gpu_end_to_end/test_triton_generation.py
 	TRITON_INTERPRET=1 $(PY) -m pytest tests/triton_emulated
 

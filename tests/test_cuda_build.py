@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What can be asked of CUDA sources without a GPU: kernels are declared, registered and store wide; bad calls are refused.
 
-That kernels compile for every target without spills: tests/test_gpu_budgets.py.
+That kernels compile for every target without spills: tests/gpu_static.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from bench.gpu_compile import Kernel, compile_all, included, why_no_nvcc, why_no
 from bench.occupancy import TARGETS, Occupancy, occupancy
 from bench.sass import Code, functions, local_bytes, main_loop, tool
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture(scope="module")
