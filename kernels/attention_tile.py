@@ -103,9 +103,15 @@ def attend_tiles(
     """The state after the tiles of slots [first, last). Without MASKED every row sees all of their slots.
 
     Loops count from 0: with a first value known at run time only, the compiler loses the alignment of
-    pointers in them.
+    pointers in them. Addresses are hoisted out of the loop over 16-bit tiles that are seen whole alone: of
+    others, they would be more than the registers hold.
     """
-    for index in tl.range(0, tl.cdiv(last - first, BLOCK_N), num_stages=1 if MASKED else STAGES):
+    for index in tl.range(
+        0,
+        tl.cdiv(last - first, BLOCK_N),
+        num_stages=1 if MASKED else STAGES,
+        disable_licm=MASKED or k_scale_ptr is not None,
+    ):
         tile = first + index * BLOCK_N
         row_max, row_sum, acc = attend_tile(
             q, q_low, row_max, row_sum, acc, tile, end, L, low, high, start, window, parents_ptr, table_ptr,

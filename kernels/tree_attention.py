@@ -129,10 +129,14 @@ def attend_kernel(
         q_ptr + (t0 + node).to(tl.int64)[:, None] * q_stride_t + head[:, None] * q_stride_h + offs_d[None, :]
     )
     mask = mask_m[:, None] & (offs_d < D)[None, :] if D < BLOCK_D else mask_m[:, None]
-    q_wide = tl.load(q_ptrs, mask=mask, other=0.0).to(tl.float32)
     half: tl.constexpr = tl.float16 if F16 else tl.bfloat16
-    q = q_wide.to(half)
-    q_low = (q_wide - q.to(tl.float32)).to(half)
+    if SPLIT:
+        q_wide = tl.load(q_ptrs, mask=mask, other=0.0).to(tl.float32)
+        q = q_wide.to(half)
+        q_low = (q_wide - q.to(tl.float32)).to(half)
+    else:
+        q = tl.load(q_ptrs, mask=mask, other=0.0).to(half)
+        q_low = q
 
     k_pages_ptr += g * k_stride_g
     v_pages_ptr += g * v_stride_g
@@ -158,7 +162,8 @@ def attend_kernel(
     row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
     row_sum = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    for index in range(0, last_span - first_span):
+    # Hoisted addresses of shared memory would be up to 140 registers in the loop over tiles.
+    for index in tl.range(0, last_span - first_span, num_stages=1, disable_licm=True):
         span = first_span + index
         span_begin = tl.maximum(span * SPAN, begin // BLOCK_N * BLOCK_N)
         span_end = tl.minimum((span + 1) * SPAN, end)
