@@ -189,6 +189,36 @@ def fold(row_max, row_sum, acc, next_max, next_sum, next_acc):
 
 
 @triton.jit
+def fold_in_memory(
+    total_ptr, state_ptr, row_max, row_sum, acc, is_first, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr
+):  # fmt: skip
+    """Folds a span into a program's total: rows [BLOCK_M] in memory, which the span's own rows follow.
+
+    16 columns at a time: two whole accumulators are more than the registers hold.
+    """
+    offs_m, offs_d = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
+    rows = offs_m + tl.where(is_first, 0, BLOCK_M)  # the first span is the total
+    tl.store(state_ptr + rows * 2, row_max)
+    tl.store(state_ptr + rows * 2 + 1, row_sum)
+    tl.store(total_ptr + rows[:, None] * BLOCK_D + offs_d[None, :], acc)
+    tl.debug_barrier()  # other threads read it
+    if not is_first:
+        state_ptrs = state_ptr + offs_m * 2
+        next_max, next_sum = tl.load(state_ptrs + 2 * BLOCK_M), tl.load(state_ptrs + 2 * BLOCK_M + 1)
+        total_max, total_sum = tl.load(state_ptrs), tl.load(state_ptrs + 1)
+        new_max, new_sum = total_max, total_sum
+        tl.debug_barrier()  # and what they read is about to be written
+        for column in tl.range(0, BLOCK_D, 16, num_stages=1, disable_licm=True):
+            ptrs = total_ptr + column + offs_m[:, None] * BLOCK_D + tl.arange(0, 16)[None, :]
+            total, added = tl.load(ptrs), tl.load(ptrs + BLOCK_M * BLOCK_D)
+            new_max, new_sum, total = fold(total_max, total_sum, total, next_max, next_sum, added)
+            tl.store(ptrs, total)
+        tl.store(state_ptrs, new_max)
+        tl.store(state_ptrs + 1, new_sum)
+        tl.debug_barrier()
+
+
+@triton.jit
 def finish(row_max, row_sum, acc, sinks_ptr, head, mask_m, out_ptrs, mask, lse_ptrs):
     """Stores out and the natural lse; a sink is one more weight, without a value."""
     if sinks_ptr is not None:

@@ -34,7 +34,7 @@ from pyspec.contract import DTYPE_NAMES
 
 from .aot import AotCase
 from .append_kv import raw
-from .attention_tile import attend_tiles, finish, fold, is_chain_up_to, low_slots
+from .attention_tile import attend_tiles, finish, fold, fold_in_memory, is_chain_up_to, low_slots
 from .dots import rows
 
 SPAN = 512  # slots; also the least that a program of its own is worth
@@ -151,10 +151,10 @@ def attend_kernel(
         if PLANTED_BUG == "shared span":
             span_stride = span_stride * 0
     else:
-        offs_state = tl.arange(0, BLOCK_M)
-        base, span_stride = (tl.program_id(0).to(tl.int64) * tl.num_programs(1) + g) * BLOCK_M, 0
+        base = (tl.program_id(0).to(tl.int64) * tl.num_programs(1) + g) * 2 * BLOCK_M
+        state_ptr += base * 2
+        partial_ptr += base * BLOCK_D
 
-    PITCH: tl.constexpr = D if PARTS > 1 else BLOCK_D
     first_span, last_span = begin // SPAN, tl.cdiv(end, SPAN)
     part_spans = tl.cdiv(last_span - first_span, PARTS)
     first_span += tl.program_id(2) * part_spans
@@ -183,29 +183,25 @@ def attend_kernel(
                 v_scale_stride_p, v_scale_stride_s, factor, inner, S, D, WINDOW, SOFTCAP, SPLIT, BLOCK_N,
                 BLOCK_D, stage != 1, PLANTED_BUG,
             )  # fmt: skip
-        place = base + span * span_stride
-        # span >> 30 is 0, but makes the offsets part of the loop: hoisted out of it, they would be 32
-        # registers in it.
-        offs_place = offs_state + (span >> 30)
-        state_ptrs = state_ptr + place * 2 + offs_place * 2
-        partial_ptrs = partial_ptr + place * PITCH + (offs_place[:, None] * PITCH + offs_d[None, :])
         if PARTS > 1:
+            place = base + span * span_stride
+            # span >> 30 is 0, but makes the offsets part of the loop: hoisted out of it, they would be 32
+            # registers in it.
+            offs_place = offs_state + (span >> 30)
+            state_ptrs = state_ptr + place * 2 + offs_place * 2
+            partial_ptrs = partial_ptr + place * D + (offs_place[:, None] * D + offs_d[None, :])
             tl.store(state_ptrs, row_max, mask=mask_m)
             tl.store(state_ptrs + 1, row_sum, mask=mask_m)
             tl.store(partial_ptrs, acc, mask=mask)
         elif last_span - first_span > 1:
-            if span > first_span:
-                before = tl.load(partial_ptrs)
-                row_max, row_sum, acc = fold(
-                    tl.load(state_ptrs), tl.load(state_ptrs + 1), before, row_max, row_sum, acc
-                )
-                tl.debug_barrier()  # other threads read what this one is about to write
-            if span + 1 < last_span:
-                tl.store(state_ptrs, row_max)
-                tl.store(state_ptrs + 1, row_sum)
-                tl.store(partial_ptrs, acc)
-                tl.debug_barrier()  # and this one reads it in the next span
+            fold_in_memory(
+                partial_ptr, state_ptr, row_max, row_sum, acc, span == first_span, BLOCK_M, BLOCK_D
+            )
     if PARTS == 1:
+        if last_span - first_span > 1:
+            offs_state = tl.arange(0, BLOCK_M)
+            row_max, row_sum = tl.load(state_ptr + offs_state * 2), tl.load(state_ptr + offs_state * 2 + 1)
+            acc = tl.load(partial_ptr + offs_state[:, None] * BLOCK_D + offs_d[None, :])
         # Rows and masks are computed again, from a value loaded again: kept over the loop, they would spill.
         offs_m = row0 + (tl.load(cu_t_ptr + b) - t0) + tl.arange(0, BLOCK_M)
         mask_m = offs_m < nodes * R
@@ -222,7 +218,7 @@ def fold_kernel(
     D: tl.constexpr, SPAN: tl.constexpr, WINDOW: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_B: tl.constexpr,
 ):  # fmt: skip
-    """Joins the stored spans of one node's heads, as a program with one part does in registers."""
+    """Joins the stored spans of one node's heads, as a program with one part does with its own."""
     t = tl.program_id(0)
     b, t0 = request_of(cu_t_ptr, t, B, 1, 1, BLOCK_B)
     if b >= B:
@@ -287,7 +283,7 @@ def _launch(
         return out, lse
     q, page_table, kv_len, cu_t = rows(q), rows(page_table), kv_len.contiguous(), cu_t.contiguous()
     block_d, block_b = max(16, triton.next_power_of_2(D)), triton.next_power_of_2(B)
-    states = c.spans * T * H if c.parts > 1 else c.tiles * G * BLOCK_M if c.spans > 1 else 0
+    states = c.spans * T * H if c.parts > 1 else 2 * c.tiles * G * BLOCK_M if c.spans > 1 else 0
     partial, state = (q.new_empty(states, n, dtype=torch.float32) for n in (D if c.parts > 1 else block_d, 2))
     f16 = k_pages.dtype == torch.float16
     scale_strides = [0 if x is None else x.stride(i) for x in (k_scale, v_scale) for i in range(3)]
