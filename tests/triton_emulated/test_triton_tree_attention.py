@@ -101,6 +101,16 @@ def test_batch_pages_and_programs_change_nothing(options: dict[str, Any]) -> Non
     assert equal(attend(batch[2:3], **options)[0], want[2])
 
 
+def test_spans_of_several_columns_fold_alike() -> None:
+    """64 columns are four rounds of a program's fold in memory; fold_kernel takes them at once."""
+    text = make_request(290, chain(2), H=2, G=1, D=64)
+    args, kwargs = call_args([text])
+    exact = spec.tree_attention.reference(*map(finite, args), **kwargs)
+    (got,), (parts,) = attend([text]), attend([text], parts=3)
+    assert equal(got, parts)
+    torch.testing.assert_close(got[..., :-1], exact[0].float(), rtol=2**-7, atol=2**-7)
+
+
 def test_a_tree_that_begins_as_a_chain_has_its_bits() -> None:
     """Node i < 40 of the tree has the same slots before it as in the chain."""
     tree = prompt(90, [*chain(40), 3, 39, 40, 17])
