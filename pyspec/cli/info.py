@@ -96,7 +96,7 @@ def _models() -> dict[str, Any]:
 def describe(facts: dict[str, Any]) -> str:
     """The facts as aligned lines."""
     torch, cpu, models = facts["torch"], facts["cpu"], facts["models"]
-    compiled = [op for op, kernels in facts["ops"].items() if kernels]
+    compiled = [op for op, kernels in facts["ops"].items() if {"cpu", "cuda"} & set(kernels)]
     lines = [
         ("pyspec", f"{facts['version']}, Python {facts['python']}, {facts['platform']}"),
         ("torch", f"{torch['version']} ({'CUDA ' + torch['cuda'] if torch['cuda'] else 'CPU build'})"),

@@ -161,6 +161,8 @@ def test_info_is_json_and_text(pyspec_command: Command) -> None:
     assert facts["backends"][-1] == "spec"
     assert "rms_norm" in facts["ops"]
     text = pyspec_command("info").out
+    compiled = [op for op, kernels in facts["ops"].items() if {"cpu", "cuda"} & set(kernels)]
+    assert f"{len(compiled)} of {len(facts['ops'])}: {', '.join(compiled) or 'none'}" in text
     assert facts["cpu"]["model"] in text
     for what, why in facts["missing"].items():
         assert f"missing: {what}" in text
