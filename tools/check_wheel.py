@@ -15,6 +15,7 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("csrc", "kernels", "pyspec", "tests", "bench", "tools", "docs")
+GPU_ONLY = {"build_tree", "fp8_linear", "rms_norm_quantize"}  # kernels for GPUs; the specification on CPUs
 
 
 def check_sdist(path: Path) -> None:
@@ -45,7 +46,8 @@ def check_wheel(path: Path) -> None:
             check=True,
         )
         facts = json.loads(done.stdout)
-        if uncompiled := [op for op, kernels in facts["ops"].items() if "cpu" not in kernels]:
+        without = {op for op, kernels in facts["ops"].items() if "cpu" not in kernels}
+        if uncompiled := sorted(without - GPU_ONLY):
             sys.exit(
                 f"error: {path.name} must have CPU kernels of every op, got none of {', '.join(uncompiled)}"
             )
