@@ -13,7 +13,8 @@ B requests, T nodes of all trees, V vocabulary, E = max_path, N = num_logprobs. 
 Outputs: path [B, E] local indices of the accepted nodes, root first; path_len [B]; emitted [B, E] the token picked at each
 node of the path: emitted[b, path_len[b] - 1] is the new token beyond the tree and the next root; logprobs and the N
 most likely tokens of each such row. Integers beyond path_len are -1, logprobs 0. A request without nodes has path_len 0.
-Siblings with equal tokens: the first by index is walked. Only rows of walked nodes are read.
+Siblings with equal tokens: the first by index is walked. Rows of nodes that are not walked change nothing, whatever they hold;
+the CPU's kernel does not read them, those of GPUs may pick at all nodes at once.
 Errors: ValueError for what `sample` refuses, tokens outside [0, V), cu_t not rising from 0 to T, parents that break the
 rule above, max_path below the nodes of the longest path.
 """
