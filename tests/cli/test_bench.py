@@ -128,6 +128,13 @@ def test_prompts_are_read_from_a_wheel(tmp_path: Path) -> None:
     assert len(prompts.read(plain, archive(tmp_path, plain.member, lines))) == 2
 
 
+def test_long_prompts_are_left_out(tmp_path: Path) -> None:
+    source = prompts.Source("set", "set==1", "0", "q.jsonl", True, lambda record: record["q"])
+    texts = ["a" * prompts.MAX_CHARACTERS, "b" * (prompts.MAX_CHARACTERS + 1), "c"]
+    lines = "\n".join(json.dumps({"q": text}) for text in texts).encode()
+    assert [p.text[0] for p in prompts.read(source, archive(tmp_path, source.member, lines))] == ["a", "c"]
+
+
 def test_a_bomb_is_refused(tmp_path: Path) -> None:
     source = prompts.Source("set", "set==1", "0", "q.jsonl.gz", True, lambda record: record["q"])
     path = archive(tmp_path, source.member, gzip.compress(b" " * (prompts.MAX_BYTES + 1)))
