@@ -3,26 +3,20 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from pyspec.models.checkpoint import Checkpoint
 from pyspec.models.config import weight_shapes
-from pyspec.models.fields import Fields, require
+from pyspec.models.fields import require
 from pyspec.models.hf_config import config_from_hf, token_ids
 from pyspec.models.quant_formats import QuantTensor
+from pyspec.models.safetensors_folder import FLOATS, MAX_JSON_BYTES, check_tensor, open_tensors, read_json
 from pyspec.models.tokenizer import Tokenizer, tokenizer_from_json
 
-MAX_JSON_BYTES = 1 << 26
-MAX_SHARDS = 4096
-_SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors")  # a plain name: no folders, no dots first
-_DTYPES = ("F32", "F16", "BF16")
 _LAYER = {
     "attn_norm": "input_layernorm.weight",
     "q_proj": "self_attn.q_proj.weight",
@@ -53,19 +47,6 @@ _ROOTS = (
 )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of bounded size; ValueError names the file."""
-    require(path.is_file(), "file", "present", str(path), "checkpoint")
-    size = path.stat().st_size
-    require(size <= MAX_JSON_BYTES, str(path), f"at most {MAX_JSON_BYTES} bytes", size, "checkpoint")
-    try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"checkpoint: {path} must be JSON, got {error}") from None
-    require(isinstance(value, dict), str(path), "a JSON object", type(value).__name__, "checkpoint")
-    return dict(value)
-
-
 def _template_tokens(described: dict[str, Any]) -> dict[str, str]:
     """bos_token and eos_token of tokenizer_config.json: each a string, or an object with its content."""
     found = {}
@@ -88,39 +69,12 @@ class HFCheckpoint(Checkpoint):
             self.config = config_from_hf(read_json(self.path / "config.json"), token_ids(eos, "eos_token_id"))
         except ValueError as error:
             raise ValueError(f"{error} (folder {self.path})") from None
-        self._stored = self._open_shards()
+        self._stored = open_tensors(self.path)
         self._weights = self._find_weights()
         tokens = self.path / "tokenizer_config.json"
         described = read_json(tokens) if tokens.exists() else {}
         self.chat_template = self._find_template(described.get("chat_template"))
         self.template_tokens = _template_tokens(described)
-
-    def _open_shards(self) -> dict[str, Any]:
-        """Stored name -> the open file that holds it."""
-        index = self.path / "model.safetensors.index.json"
-        if not index.exists():
-            shard = self._open("model.safetensors")
-            return dict.fromkeys(shard.keys(), shard)
-        files = Fields(f"checkpoint {index}", read_json(index)).mapping("weight_map")
-        for file in set(map(str, files.values())):
-            rule = "a plain *.safetensors name in the folder"
-            require(_SHARD.fullmatch(file) is not None, f"{index}: shard", rule, file, "checkpoint")
-        shards = dict.fromkeys(files.values())
-        count = len(shards)
-        require(count <= MAX_SHARDS, f"{index}: shards", f"at most {MAX_SHARDS}", count, "checkpoint")
-        opened = {file: self._open(file) for file in shards}
-        held = {file: set(shard.keys()) for file, shard in opened.items()}
-        for name, file in files.items():
-            require(name in held[file], f"{index}: {name}", f"a tensor of {file}", None, "checkpoint")
-        return {name: opened[file] for name, file in files.items()}
-
-    def _open(self, file: str) -> Any:
-        path = self.path / file
-        require(path.is_file(), file, "a file in the folder", str(path), "checkpoint")
-        try:
-            return safe_open(path, framework="pt", device="cpu")
-        except Exception as error:  # SafetensorError, OSError: every way to be malformed
-            raise ValueError(f"checkpoint: {path} must be a safetensors file, got {error}") from None
 
     def _find_weights(self) -> dict[str, str]:
         """Canonical name -> stored name, with every shape and dtype checked."""
@@ -135,12 +89,7 @@ class HFCheckpoint(Checkpoint):
             else:
                 _, i, part = name.split(".")
                 stored = f"{root}layers.{i}.{layer[part]}"
-            file = self._stored.get(stored)
-            require(file is not None, stored, f"{list(shape)}", None, f"checkpoint {self.path}")
-            entry = file.get_slice(stored)  # type: ignore[union-attr]
-            got, dtype = entry.get_shape(), entry.get_dtype()
-            require(got == list(shape), stored, f"{list(shape)}", got, f"checkpoint {self.path}")
-            require(dtype in _DTYPES, stored, " or ".join(_DTYPES), dtype, f"checkpoint {self.path}")
+            check_tensor(self._stored, stored, shape, FLOATS, f"checkpoint {self.path}")
             found[name] = stored
         known = set(found.values())
         for stored in self._stored:

@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An EAGLE-3 head (arXiv 2503.01840): its sizes, its weights, and the two forms in which its config.json is written.
+
+What the head computes for entry j, which pairs the target's features of position j with the token at position j + 1:
+
+    f = fc [feature of tap 1; tap 2; ...]             features: residual stream of the target entering the tapped layers
+    a = [embed_norm(E(token)); hidden_norm(f)]        2 * hidden wide: the input of q, k and v of the first layer
+    r = f, or hidden_norm(f) if norm_before_residual
+    h = r + attention(a), then the feed-forward block and further layers as in any decoder
+    logits = lm_head(final_norm(h))                   over the draft vocabulary: what the token at position j + 2 may be
+
+The next step takes h (final_norm(h) if norm_output) in place of f, with the drafted token. norm_before_fc puts one norm before
+fc, over all features together; fc_norm one per tap. Draft id i stands for target id i + d2t[i]; t2d marks the target ids meant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pyspec.models.config import ModelConfig, RopeScaling
+from pyspec.models.fields import Fields, is_int, require
+from pyspec.models.hf_config import config_from_hf
+
+SPECULATORS_VERSION = "0.9.0"
+MAX_TAPS = 8
+_SPECFORGE = ("LlamaForCausalLMEagle3",)
+# transformers writes a nested configuration without the fields that have its defaults. By model_type:
+_LLAMA = {
+    "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "hidden_act": "silu", "max_position_embeddings": 2048, "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+}  # fmt: skip
+_QWEN3 = {
+    **_LLAMA, "vocab_size": 151936, "intermediate_size": 22016, "num_key_value_heads": 32, "head_dim": 128,
+    "max_position_embeddings": 32768,
+}  # fmt: skip
+_LAYER_DEFAULTS = {"llama": ("LlamaForCausalLM", _LLAMA), "qwen3": ("Qwen3ForCausalLM", _QWEN3)}
+
+
+@dataclass(frozen=True)
+class Eagle3Config:
+    """An EAGLE-3 head; every field is checked, ValueError names the field, rule and value.
+
+    layer               its decoder layers (Llama or Qwen3), with the target's vocabulary size
+    draft_vocab_size    rows of its lm_head; below layer.vocab_size, the checkpoint maps ids by d2t
+    target_hidden_size  columns of one tapped layer
+    taps                target layers whose input is tapped (their number: what enters the final norm), ascending;
+                        None for 2, n // 2 and n - 3 of the target's n layers
+    own_embedding       the checkpoint's token embedding is used, not the target's
+    """
+
+    layer: ModelConfig
+    draft_vocab_size: int
+    target_hidden_size: int
+    taps: tuple[int, ...] | None = None
+    norm_before_residual: bool = False
+    norm_before_fc: bool = False
+    fc_norm: bool = False
+    norm_output: bool = False
+    own_embedding: bool = False
+
+    def __post_init__(self) -> None:
+        size, vocabulary = self.draft_vocab_size, self.layer.vocab_size
+        rule = f"an integer in [1, vocab_size={vocabulary}]"
+        _check(is_int(size) and 1 <= size <= vocabulary, "draft_vocab_size", rule, size)
+        width = self.target_hidden_size
+        _check(
+            is_int(width) and 1 <= width <= 1 << 17, "target_hidden_size", "an integer in [1, 131072]", width
+        )
+        kind = self.layer.architecture
+        _check(kind in _LAYER_DEFAULTS, "layer.architecture", " or ".join(_LAYER_DEFAULTS), kind)
+        if self.taps is not None:
+            ok = 1 <= len(self.taps) <= MAX_TAPS and all(is_int(i) and 0 <= i <= 1024 for i in self.taps)
+            _check(ok, "taps", f"1 to {MAX_TAPS} layers in [0, 1024]", self.taps)
+            _check(self.taps == tuple(sorted(set(self.taps))), "taps", "ascending and distinct", self.taps)
+        both = self.norm_before_fc and self.fc_norm
+        _check(not both, "norm_before_fc, fc_norm", "at most one of them true", (True, True))
+        if width != self.layer.hidden_size:
+            rule = "true where target_hidden_size is not hidden_size"
+            _check(self.own_embedding, "own_embedding", rule, self.own_embedding)
+
+    @property
+    def num_taps(self) -> int:
+        """Tapped layers."""
+        return 3 if self.taps is None else len(self.taps)
+
+    def taps_of(self, target: ModelConfig) -> tuple[int, ...]:
+        """The tapped layers of this target; ValueError if the head is not one of it."""
+        n = target.num_layers
+        _check(target.vocab_size == self.layer.vocab_size, "vocab_size", f"the target's {target.vocab_size}",
+               self.layer.vocab_size)  # fmt: skip
+        _check(target.hidden_size == self.target_hidden_size, "target_hidden_size",
+               f"the target's {target.hidden_size}", self.target_hidden_size)  # fmt: skip
+        taps = (2, n // 2, n - 3) if self.taps is None else self.taps
+        rule = f"distinct layers in [0, num_layers={n}] of the target"
+        _check(len(set(taps)) == len(taps) and min(taps) >= 0 and max(taps) <= n, "taps", rule, taps)
+        return tuple(sorted(taps))
+
+
+def head_shapes(config: Eagle3Config) -> dict[str, tuple[int, ...]]:
+    """Canonical name -> shape of every float weight of the head (matrices are [N, K]); d2t and t2d are apart."""
+    layer = config.layer
+    hidden, features = layer.hidden_size, config.num_taps * config.target_hidden_size
+    q_rows, kv_rows = layer.num_heads * layer.head_dim, layer.num_kv_heads * layer.head_dim
+    shapes: dict[str, tuple[int, ...]] = {"fc": (hidden, features)}
+    if config.norm_before_fc:
+        shapes["input_norm"] = (features,)
+    if config.fc_norm:
+        shapes |= {f"fc_norm.{i}": (config.target_hidden_size,) for i in range(config.num_taps)}
+    if config.own_embedding:
+        shapes["embed"] = (layer.vocab_size, hidden)
+    for i in range(layer.num_layers):
+        wide = 2 * hidden if i == 0 else hidden
+        block: dict[str, tuple[int, ...]] = {
+            "attn_norm": (hidden,), "q_proj": (q_rows, wide), "k_proj": (kv_rows, wide), "v_proj": (kv_rows, wide),
+            "o_proj": (hidden, q_rows), "mlp_norm": (hidden,), "gate_proj": (layer.intermediate_size, hidden),
+            "up_proj": (layer.intermediate_size, hidden), "down_proj": (hidden, layer.intermediate_size),
+        }  # fmt: skip
+        if (
+            i == 0
+        ):  # its attention has two norms: of the embedding, and of the features or the last step's output
+            block["embed_norm"], block["hidden_norm"] = block.pop("attn_norm"), (hidden,)
+        if layer.qk_norm:
+            block |= {"q_norm": (layer.head_dim,), "k_norm": (layer.head_dim,)}
+        shapes |= {f"layers.{i}.{name}": shape for name, shape in block.items()}
+    return shapes | {"final_norm": (hidden,), "lm_head": (config.draft_vocab_size, hidden)}
+
+
+def config_from_head(raw: Mapping[str, Any]) -> Eagle3Config:
+    """The head that a config.json describes: of speculators (up to 0.9), or of SpecForge.
+
+    ValueError names the field that is missing, unsupported or out of range.
+    """
+    fields = Fields("eagle3", raw)
+    if "speculators_model_type" in raw:
+        return _from_speculators(fields)
+    names = fields.sequence("architectures", [])
+    name = names[0] if len(names) == 1 else names
+    rule = f"{' or '.join(_SPECFORGE)}, or a config with speculators_model_type"
+    _check(isinstance(name, str) and name in _SPECFORGE, "architectures", rule, name)
+    return _from_specforge(fields)
+
+
+def _from_speculators(fields: Fields) -> Eagle3Config:
+    fields.choice("speculators_model_type", ("eagle3",))
+    layer = _layer(fields.mapping("transformer_layer_config"), default="qwen3")
+    size = fields.integer("draft_vocab_size", 32000)
+    return _head(fields, layer, size, fields.sequence("eagle_aux_hidden_state_layer_ids", None), offset=0)
+
+
+def _from_specforge(fields: Fields) -> Eagle3Config:
+    """SpecForge names layers whose output is tapped, and writes one layer whatever num_hidden_layers says."""
+    layer = _layer({**fields.values, "num_hidden_layers": 1}, default="llama")
+    nested = Fields("eagle3", fields.mapping("eagle_config", {}))
+    used = nested.flag("use_aux_hidden_state", True)
+    _check(used, "eagle_config.use_aux_hidden_state", "true (EAGLE-3 has tapped layers)", used)
+    size = fields.integer("draft_vocab_size")
+    return _head(fields, layer, size, nested.sequence("eagle_aux_hidden_state_layer_ids", None), offset=1)
+
+
+def _head(
+    fields: Fields, layer: ModelConfig, draft_vocab_size: int, ids: list[Any] | None, offset: int
+) -> Eagle3Config:
+    rule = f"an array of 1 to {MAX_TAPS} layers"
+    ok = ids is None or (1 <= len(ids) <= MAX_TAPS and all(is_int(i) and 0 <= i < 1024 for i in ids))
+    _check(ok, "eagle_aux_hidden_state_layer_ids", rule, ids)
+    width = fields.integer("target_hidden_size", layer.hidden_size)
+    return Eagle3Config(
+        layer,
+        draft_vocab_size,
+        width,
+        None if ids is None else tuple(sorted(i + offset for i in ids)),
+        norm_before_residual=fields.flag("norm_before_residual", False),
+        norm_before_fc=fields.flag("norm_before_fc", False),
+        fc_norm=fields.flag("fc_norm", False),
+        norm_output=fields.flag("norm_output", False),
+        own_embedding=fields.flag("embed_requires_grad", False) or width != layer.hidden_size,
+    )
+
+
+def _layer(raw: Mapping[str, Any], default: str) -> ModelConfig:
+    """The decoder layers of a head as a model of their own."""
+    fields = Fields("eagle3", raw, "")
+    kind = fields.choice("model_type", tuple(_LAYER_DEFAULTS), default)
+    architecture, defaults = _LAYER_DEFAULTS[kind]
+    sliding = set(fields.sequence("layer_types", [])) - {"full_attention"} if kind == "llama" else ()
+    _check(not sliding, "layer_types", "full_attention in a head of Llama layers", sliding)
+    special = ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings")  # of no use to a head
+    stated = {key: value for key, value in raw.items() if value is not None and key not in special}
+    return config_from_hf({**defaults, **stated, "architectures": [architecture]})
+
+
+def speculators_config(
+    config: Eagle3Config, verifier: str, architecture: str, steps: int, dtype: str
+) -> dict[str, Any]:
+    """config.json of the head in the form of speculators 0.9.
+
+    verifier and architecture name the target (a repository or a path, and its class), steps is the length of the
+    chains it was trained for, dtype the weights' ("float32", "bfloat16" or "float16").
+    """
+    layer = config.layer
+    qwen = layer.architecture == "qwen3"
+    nested: dict[str, Any] = {
+        "model_type": layer.architecture, "vocab_size": layer.vocab_size, "hidden_size": layer.hidden_size,
+        "intermediate_size": layer.intermediate_size, "num_hidden_layers": layer.num_layers,
+        "num_attention_heads": layer.num_heads, "num_key_value_heads": layer.num_kv_heads, "head_dim": layer.head_dim,
+        "hidden_act": "silu", "max_position_embeddings": layer.max_position, "rms_norm_eps": layer.rms_eps,
+        "rope_theta": layer.rope_theta, "rope_scaling": _rope_dict(layer.rope_scaling), "attention_bias": False,
+        "mlp_bias": False, "tie_word_embeddings": False, "dtype": dtype,
+    }  # fmt: skip
+    if qwen:
+        del nested["mlp_bias"]
+        nested |= {
+            "use_sliding_window": "sliding" in layer.layer_types, "sliding_window": layer.sliding_window or None,
+            "layer_types": [f"{kind}_attention" for kind in layer.layer_types],
+        }  # fmt: skip
+    greedy = {
+        "proposal_type": "greedy",
+        "speculative_tokens": steps,
+        "verifier_accept_k": 1,
+        "accept_tolerance": 0.0,
+    }
+    return {
+        "architectures": ["Eagle3DraftModel"],
+        "speculators_model_type": "eagle3",
+        "speculators_version": SPECULATORS_VERSION,
+        "speculators_config": {
+            "algorithm": "eagle3",
+            "default_proposal_method": "greedy",
+            "proposal_methods": [greedy],
+            "verifier": {"name_or_path": verifier, "architectures": [architecture]},
+        },
+        "transformer_layer_config": nested,
+        "draft_vocab_size": config.draft_vocab_size,
+        "target_hidden_size": config.target_hidden_size,
+        "eagle_aux_hidden_state_layer_ids": None if config.taps is None else list(config.taps),
+        "norm_before_residual": config.norm_before_residual,
+        "norm_before_fc": config.norm_before_fc,
+        "fc_norm": config.fc_norm,
+        "norm_output": config.norm_output,
+        "embed_requires_grad": config.own_embedding,
+        "tie_word_embeddings": False,
+        "dtype": dtype,
+    }
+
+
+def _rope_dict(scaling: RopeScaling | None) -> dict[str, Any] | None:
+    if scaling is None:
+        return None
+    stated: dict[str, Any] = {"rope_type": scaling.kind, "factor": scaling.factor}
+    if scaling.kind != "linear":
+        stated["original_max_position_embeddings"] = scaling.original_max_position
+    if scaling.kind == "llama3":
+        stated |= {"low_freq_factor": scaling.low_freq_factor, "high_freq_factor": scaling.high_freq_factor}
+    if scaling.kind == "yarn":
+        stated |= {
+            "beta_fast": scaling.beta_fast, "beta_slow": scaling.beta_slow,
+            "attention_factor": scaling.attention_factor, "truncate": scaling.truncate,
+        }  # fmt: skip
+    return stated
+
+
+def _check(ok: bool, argument: str, rule: str, value: object) -> None:
+    require(ok, argument, rule, value, "eagle3")

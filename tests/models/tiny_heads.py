@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tiny random draft heads for the tiny targets, as folders in the forms that are found in the wild."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pyspec.drafts.heads.eagle3_checkpoint import write_eagle3
+from pyspec.drafts.heads.eagle3_config import Eagle3Config, config_from_head, head_shapes
+
+LAYER: dict[str, Any] = {
+    "model_type": "llama", "vocab_size": 320, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+}  # fmt: skip
+
+
+def eagle3_config(**changes: Any) -> Eagle3Config:
+    """A head for the tiny targets (two layers), with changed fields of Eagle3Config or, by LAYER's names, of its layer."""
+    layer = {
+        **LAYER,
+        **{name: changes.pop(name) for name in list(changes) if name in {*LAYER, "rope_scaling"}},
+    }
+    described = {
+        "speculators_model_type": "eagle3", "transformer_layer_config": layer, "draft_vocab_size": 64,
+        "eagle_aux_hidden_state_layer_ids": [0, 1, 2],
+    }  # fmt: skip
+    return replace(config_from_head(described), **changes)
+
+
+def eagle3_weights(config: Eagle3Config, seed: int = 0) -> tuple[dict[str, Tensor], Tensor]:
+    """(random weights by canonical name, ascending random target ids)."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = {
+        name: (1.0 if len(shape) == 1 else 0.0) + 0.15 * torch.randn(shape, generator=generator)
+        for name, shape in head_shapes(config).items()
+    }
+    ids = (
+        torch.randperm(config.layer.vocab_size, generator=generator)[: config.draft_vocab_size].sort().values
+    )
+    return weights, ids
+
+
+def eagle3_folder(path: Path, config: Eagle3Config, seed: int = 0, **options: Any) -> Path:
+    """Writes a random head in the form of speculators."""
+    weights, ids = eagle3_weights(config, seed)
+    write_eagle3(path, config, weights, ids, verifier="tiny", **{"dtype": torch.float32, **options})
+    return path
+
+
+def specforge_folder(path: Path, config: Eagle3Config, seed: int = 0) -> Path:
+    """The same head in the form of SpecForge."""
+    eagle3_folder(path, config, seed)
+    tensors = load_file(path / "model.safetensors")
+    renamed = {name.replace("layers.0.", "midlayer."): tensor for name, tensor in tensors.items()}
+    save_file(renamed, path / "model.safetensors")
+    described: dict[str, Any] = {
+        **LAYER, "architectures": ["LlamaForCausalLMEagle3"], "draft_vocab_size": config.draft_vocab_size,
+        "num_hidden_layers": 36,
+    }  # fmt: skip
+    if config.taps is not None:
+        described["eagle_config"] = {
+            "eagle_aux_hidden_state_layer_ids": [i - 1 for i in config.taps], "use_aux_hidden_state": True,
+        }  # fmt: skip
+    (path / "config.json").write_text(json.dumps(described))
+    return path
