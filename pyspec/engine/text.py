@@ -14,14 +14,18 @@ class TextStream:
         self._stop = stop
         self._held = max((len(s) for s in stop), default=1) - 1  # characters that may begin a stop string
         self._released = 0
+        self._searched_from = 0
         self.text = ""
         self._ended = False
 
-    def push(self, token: int) -> bool:
-        """Add one token; True if a stop string is complete, which also cuts the text."""
+    def push(self, token: int, may_stop: bool = True) -> bool:
+        """Add one token; True if a stop string is complete, which also cuts the text. Not may_stop: stop strings begin behind it."""
         if self._decoder is None:
             return False
-        return self._extend(self._decoder.push(token))
+        new = self._decoder.push(token)
+        if not may_stop:
+            self._searched_from = len(self.text) + len(new)
+        return self._extend(new)
 
     def finish(self) -> None:
         """No more tokens: a held back incomplete character and a begun stop string belong to the text."""
@@ -30,7 +34,7 @@ class TextStream:
         self._ended = True
 
     def _extend(self, new: str) -> bool:
-        begin = max(0, len(self.text) - self._held)
+        begin = max(self._searched_from, len(self.text) - self._held)
         self.text += new
         hits = [at for at in (self.text.find(s, begin) for s in self._stop) if at >= 0]
         if hits:
