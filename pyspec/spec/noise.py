@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Noise that every backend reproduces to the last bit: Philox4x32-10, and exp2 and log from plain float64 arithmetic.
 
-    r = word (id mod 4) of philox(counter = (id div 4, position, stream, PURPOSE), key = seed)
+    r = word (id mod 4) of philox(counter = (id div 4, position, stream, TOKENS), key = seed)
     v = (r + 1/2) 2^-32          E = -log(1 - v)          g(id) = -log(E)
 
 v lies strictly between 0 and 1 and 1 - v is exact in float64, so E is precise where winners live (small v) and g is finite:
@@ -16,7 +16,9 @@ import math
 import torch
 from torch import Tensor
 
-PURPOSE = 0  # fourth counter word: 0 is the noise of the tokens; other uses of a seed take other values
+# What a random number is for, in the low 8 bits of the fourth counter word, so that no two uses of a seed share one: the noise of
+# the tokens, and the uniform numbers of draw_children and verify_drawn, which have the node's index above these bits.
+TOKENS, DRAFT, ACCEPT, EXTRA = range(4)
 LOG2E = 1.4426950408889634
 LN2_HI = 0.6931471804855391  # 33 bits: a product with an exponent is exact
 LN2_LO = 7.440617110012397e-11
@@ -84,10 +86,16 @@ def exponential(
 ) -> Tensor:
     """E = exp(-g) of every token id at one absolute position: [vocab] float64, standard exponential."""
     groups = torch.arange(math.ceil(vocab / 4), device=device)
-    words = philox((groups, position, stream, PURPOSE), seed)
+    words = philox((groups, position, stream, TOKENS), seed)
     r = torch.stack(words, dim=1).reshape(-1)[:vocab]
     v = (r.double() + 0.5) * 2.0**-32
     return -log(1.0 - v)
+
+
+def uniform(seed: int, stream: int, step: int, node: int, purpose: int, item: int = 0) -> float:
+    """A number in [0, 1), a multiple of 2^-53: the first two words of philox((item, step, stream, purpose + 256 node), seed)."""
+    first, second, *_ = philox((torch.tensor([item]), step, stream, purpose | node << 8), seed)
+    return ((int(first) << 32 | int(second)) >> 11) * 2.0**-53
 
 
 def gumbel(seed: int, stream: int, position: int, vocab: int, device: torch.device | None = None) -> Tensor:

@@ -32,7 +32,7 @@ def test_philox_gives_the_published_vectors(
 
 def test_counter_and_key_words_are_where_the_contract_says() -> None:
     g = noise.gumbel(seed=5 << 32 | 3, stream=2, position=9, vocab=11)
-    words = noise.philox((torch.tensor([2]), 9, 2, noise.PURPOSE), 5 << 32 | 3)
+    words = noise.philox((torch.tensor([2]), 9, 2, noise.TOKENS), 5 << 32 | 3)
     v = (words[1].double() + 0.5) * 2.0**-32  # token 9: group 2, word 1
     assert g[9] == -noise.log(-noise.log(1 - v))
 

@@ -106,7 +106,7 @@ def test_float32_uniforms_that_round_to_one_are_caught() -> None:
     law, position, junk = Law(1.0, 0, 1.0, 0.0, 1, 0), 26, 138
     logits = torch.full((200,), -60.0)
     logits[0] = 0.0
-    words = noise.philox((torch.arange(50), position, 0, noise.PURPOSE), law.seed)
+    words = noise.philox((torch.arange(50), position, 0, noise.TOKENS), law.seed)
     uniform = (torch.stack(words, dim=1).flatten().double() * 2.0**-32).float()
     wrong = logits - (-uniform.log()).log()
     assert wrong.argmax() == junk
