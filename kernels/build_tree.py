@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyspec.spec import noise as noise_law
 from pyspec.spec import pipeline as law
+from pyspec.spec.build_tree import limit_of_gpus
 
 from .aot import AotCase
 from .dots import rows
@@ -33,6 +34,7 @@ _LOG2E = tl.constexpr(noise_law.LOG2E)
 _GREEDY_BELOW = tl.constexpr(law.GREEDY_BELOW)
 _INF = tl.constexpr(float("inf"))
 _SUM_BLOCK = tl.constexpr(8 * law.LANES)
+limit = limit_of_gpus
 
 
 @triton.jit(do_not_specialize=["requests"])
@@ -122,10 +124,10 @@ def request_best_kernel(
 
 def build_tree(
     logits: Tensor, node_score: Tensor, cu_t: Tensor, position: Tensor, temperature: Tensor, seed: Tensor,
-    stream: Tensor,
+    stream: Tensor, ids: Tensor | None = None,
     *, width: int, rule: str = "shared_noise",
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """token, parent and score [B, width] of the children that each request keeps."""
+    """token, parent and score [B, width] of the children that each request keeps; no ids (see limit)."""
     return _launch(logits, node_score, cu_t, (position, temperature, seed, stream), width, rule)
 
 

@@ -176,17 +176,18 @@ def verify_tree(
 
 def build_tree(
     logits: Tensor, node_score: Tensor, cu_t: Tensor, position: Tensor, temperature: Tensor, seed: Tensor, stream: Tensor,
-    *, width: int, rule: str = "shared_noise", backend: str | None = None,
+    ids: Tensor | None = None, *, width: int, rule: str = "shared_noise", backend: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Grow B token trees by one level: the `width` best children of each request's frontier nodes.
 
     logits [T, V] f32 (the draft's row of each frontier node), node_score [T] f32 (log of its path's probability; -inf: not a node),
     cu_t [B+1] i32, position [B] i32 (absolute position of the tokens drawn here), temperature [B] f32, seed [B] i64, stream [B] i32
     as in `sample`. `rule` is "deterministic" (a child's score: its node's + log q) or "shared_noise" (+ log softmax(log q + noise),
-    which the verification's noise makes likelier to be right). Returns token, parent (index in the request's frontier) [B, width]
+    which the verification's noise makes likelier to be right). ids [V] i32, ascending: the tokens that the columns stand for, where
+    the draft has a part of the vocabulary. Returns token, parent (index in the request's frontier) [B, width]
     i32 and score [B, width] f32, best first; -1, -1, -inf where there are fewer. The scores, flat, are the next level's node_score.
     """
-    args = (logits, node_score, cu_t, position, temperature, seed, stream)
+    args = (logits, node_score, cu_t, position, temperature, seed, stream, ids)
     return call(spec.build_tree, args, {"width": width, "rule": rule}, backend)
 
 

@@ -64,6 +64,19 @@ inline D exp2_negative(D x) {
   return bit_cast<D>(bit_cast<U>(q * f + 1.0) + (bit_cast<U>(shifted) << 52));
 }
 
+// The same in lanes: the shift and the conversion of the exponent go through numbers that are positive.
+inline F64 log_positive(F64 x) {
+  constexpr int kTerms = 11;
+  constexpr uint64_t kBias = 2048;
+  const U64 bits = bit_cast<U64>(x), k = ((bits - 0x3FE6A09E667F3BCD) + (kBias << 52)) >> 52;
+  const F64 m = bit_cast<F64>(bits - ((k - kBias) << 52));
+  const F64 s = (m - 1.0) / (m + 1.0), z = s * s;
+  F64 q = F64{} + 1.0 / (2 * kTerms - 1);
+  for (int n = kTerms - 2; n > 0; --n) q = q * z + 1.0 / (2 * n + 1);
+  const F64 tail = q * z * s, kf = bit_cast<F64>(k + bit_cast<uint64_t>(0x1p52)) - (0x1p52 + double(kBias));
+  return kf * kLn2Hi + (2.0 * s + (2.0 * tail + kf * kLn2Lo));
+}
+
 inline double log_positive(double x) {
   constexpr int kTerms = 11;
   const int64_t bits = bit_cast<int64_t>(x), k = (bits - 0x3FE6A09E667F3BCD) >> 52;
@@ -118,10 +131,16 @@ class Noise {
     U64 w[4];
   };
   Words words(int64_t first) const {
+    U64 group;
+    for (int i = 0; i < kWide; ++i) group[i] = uint64_t(first / 4 + i);
+    return words_of(group);
+  }
+
+  // Words of the tokens 4 group .. 4 group + 3 of every lane.
+  Words words_of(U64 group) const {
     // Each 32-bit word stands in the low half of a lane; what the high halves hold does not matter until the
     // end.
-    U64 c0, c1 = U64{} + position_, c2 = U64{} + stream_, c3{};
-    for (int i = 0; i < kWide; ++i) c0[i] = uint64_t(first / 4 + i);
+    U64 c0 = group, c1 = U64{} + position_, c2 = U64{} + stream_, c3{};
     for (const auto& key : keys_) {
       const U64 low = mul32(c0, 0xD2511F53), high = mul32(c2, 0xCD9E8D57);
       c0 = high >> 32 ^ c1 ^ key[0];

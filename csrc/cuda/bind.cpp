@@ -91,7 +91,7 @@ using CudaTreeAttention = TreeAttention<launch_tree_attention, launch_tree_atten
 PYSPEC_CUDA_LIBRARY(m) {
   m.impl("add_rms_norm", add_rms_norm<launch_rms_norm>);
   m.impl("append_kv", append_kv<launch_append_kv, Place::kGpu>);
-  m.impl("build_tree", build_tree<launch_build_tree>);
+  m.impl("build_tree", build_tree<launch_build_tree, Place::kGpu>);
   m.impl("commit_kv", commit_kv<launch_commit_kv, Place::kGpu>);
   m.impl("embedding", embedding<launch_embedding, Place::kGpu>);
   m.impl("fp8_linear", fp8_linear<launch_fp8_linear>);

@@ -13,6 +13,9 @@ rounded to float32. Request b keeps the `width` best of all tokens of all its fr
 without a finite value or +inf, and scores that round to -inf give no child; where fewer than `width` are left, token and
 parent are -1 and score -inf.
 
+Column x of the logits is the token ids[x] where ids is given (a draft over a part of the target's vocabulary), else token x: noise,
+ties and results go by tokens.
+
 T frontier nodes of B requests, request b's are cu_t[b] .. cu_t[b+1]; V vocabulary. `position` is the absolute position of the
 tokens drawn here, so that "shared_noise" uses the noise of the verification (docs: the shared-noise walk). Both rules may be
 pruned and re-ranked at will: the trees are of the kinds "deterministic" and "shared_noise" of pyspec/trees.
@@ -20,7 +23,7 @@ pruned and re-ranked at will: the trees are of the kinds "deterministic" and "sh
 Level after level on the device: the scores [B, width] of one level, flat, are node_score of the next with cu_t = width * (0 .. B)
 and position + 1; start with one node of score 0 per request. The -inf of missing nodes carries on, whatever their logits are.
 Guarantees: every backend gives the same bits; requests are independent. Errors: ValueError unless V >= 1, width in [1, 1024],
-a known rule, cu_t rising from 0 to T, position >= 0, temperature finite and >= 0. Sources: EAGLE-2, arXiv 2406.16858.
+a known rule, cu_t rising from 0 to T, position >= 0, temperature finite and >= 0, ids ascending from 0 or more. Sources: EAGLE-2, arXiv 2406.16858.
 """
 
 from __future__ import annotations
@@ -41,6 +44,7 @@ position     [B]     i32    # of the tokens drawn here
 temperature  [B]     f32
 seed         [B]     i64
 stream       [B]     i32
+ids?         [V]     i32    # ascending
 *
 width        int
 rule         str = "shared_noise"
@@ -53,14 +57,16 @@ RULES = ("deterministic", "shared_noise")
 
 
 def cases() -> Iterator[Case]:
-    """Ragged frontiers, one of them empty, nodes that are none, both rules."""
-    for sizes, v, width, rule in [
-        ((2, 3), 11, 4, "shared_noise"),
-        ((1,), 1, 3, "deterministic"),
-        ((), 5, 2, "shared_noise"),
-        ((4, 0, 1), 130, 9, "deterministic"),
-        ((4, 1, 7), 4097, 32, "shared_noise"),
-        ((2,), 49152, 8, "shared_noise"),
+    """Ragged frontiers, one of them empty, nodes that are none, both rules, parts of a vocabulary."""
+    for sizes, v, width, rule, part in [
+        ((2, 3), 11, 4, "shared_noise", False),
+        ((1,), 1, 3, "deterministic", False),
+        ((), 5, 2, "shared_noise", False),
+        ((4, 0, 1), 130, 9, "deterministic", False),
+        ((4, 1, 7), 4097, 32, "shared_noise", False),
+        ((2,), 49152, 8, "shared_noise", False),
+        ((3, 2), 333, 7, "shared_noise", True),
+        ((1, 2), 70, 100, "deterministic", True),
     ]:
         g = torch.Generator().manual_seed(len(sizes) * 10007 + v)
         t, b = sum(sizes), len(sizes)
@@ -75,11 +81,17 @@ def cases() -> Iterator[Case]:
             torch.tensor([1.0, 0.0, 0.6])[torch.arange(b) % 3],
             torch.randint(-(2**63), 2**63 - 1, (b,), generator=g),
             torch.arange(b).int() % 3,
+            torch.randperm(5 * v, generator=g)[:v].sort().values.int() if part else None,
         )
-        yield Case(f"B{b}-T{t}-V{v}-{rule}", args, {"width": width, "rule": rule})
+        yield Case(f"B{b}-T{t}-V{v}-{rule}{'-ids' * part}", args, {"width": width, "rule": rule})
 
 
-def cost(sizes: dict[str, int], *args: Tensor, **kwargs: int | str) -> Cost:
+def limit_of_gpus(sizes: dict[str, int], *args: Tensor | None, **kwargs: int | str) -> str | None:
+    """What the GPU kernels do not run."""
+    return None if args[-1] is None else "ids are not in the GPU kernels"
+
+
+def cost(sizes: dict[str, int], *args: Tensor | None, **kwargs: int | str) -> Cost:
     """Logits read once; about 30 operations of exp for each."""
     t, v = sizes["T"], sizes["V"]
     return Cost(bytes=4 * t * v, flops=30 * t * v)
@@ -87,7 +99,7 @@ def cost(sizes: dict[str, int], *args: Tensor, **kwargs: int | str) -> Cost:
 
 def check(
     sizes: dict[str, int], logits: Tensor, node_score: Tensor, cu_t: Tensor, position: Tensor, temperature: Tensor,
-    *args: Tensor, width: int, rule: str = "shared_noise",
+    seed: Tensor, stream: Tensor, ids: Tensor | None = None, *, width: int, rule: str = "shared_noise",
 ) -> None:  # fmt: skip
     if sizes["V"] < 1:
         raise ValueError("build_tree: logits must be [T, V] with V >= 1, got V=0")
@@ -98,10 +110,20 @@ def check(
     pipeline.check_offsets("build_tree", cu_t, sizes["T"])
     pipeline.check_values("build_tree", "position", ">= 0", position, position >= 0)
     pipeline.check_temperature("build_tree", temperature)
+    if ids is not None:
+        before = torch.cat([ids.new_full((1,), -1), ids[:-1]])
+        pipeline.check_values("build_tree", "ids", "above the one before it, from 0", ids, ids > before)
 
 
 def child_scores(
-    row: Tensor, score: float, position: int, temperature: float, seed: int, stream: int, rule: str
+    row: Tensor,
+    score: float,
+    position: int,
+    temperature: float,
+    seed: int,
+    stream: int,
+    rule: str,
+    ids: Tensor | None = None,
 ) -> Tensor:
     """The score of every token below one frontier node [V] float32; -inf where there is no child."""
     z = pipeline.clean(row).double()
@@ -113,16 +135,18 @@ def child_scores(
     centred = z - best
     numerator, weight = centred * inv_t, noise.exp2(centred * (noise.LOG2E * inv_t))
     if rule == "shared_noise" and not greedy:
-        e = noise.exponential(seed, stream, position, z.numel(), z.device)
+        tokens = z.numel() if ids is None else int(ids[-1]) + 1
+        e = noise.exponential(seed, stream, position, tokens, z.device)
+        e = e if ids is None else e[ids.long()]
         numerator, weight = numerator - noise.log(e), weight / e
     log_q = numerator - noise.log(pipeline.lane_sum(weight).view(1))
     return (score + log_q).float()
 
 
-@op(CONTRACT, check=check, cases=cases, cost=cost)
+@op(CONTRACT, check=check, cases=cases, cost=cost, limits={"cuda": limit_of_gpus})
 def build_tree(
     logits: Tensor, node_score: Tensor, cu_t: Tensor, position: Tensor, temperature: Tensor, seed: Tensor, stream: Tensor,
-    *, width: int, rule: str = "shared_noise",
+    ids: Tensor | None = None, *, width: int, rule: str = "shared_noise",
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     batch, vocab = position.numel(), logits.size(1)
     token, parent = position.new_full((batch, width), -1), position.new_full((batch, width), -1)
@@ -133,10 +157,11 @@ def build_tree(
         begin, end = offsets[b], offsets[b + 1]
         if begin == end:
             continue
-        rows = [child_scores(logits[t], node_scores[t], *law, rule) for t in range(begin, end)]
+        rows = [child_scores(logits[t], node_scores[t], *law, rule, ids) for t in range(begin, end)]
         best, index = torch.cat(rows).sort(descending=True, stable=True)
         kept = int((best[:width] > -torch.inf).sum())
         score[b, :kept] = best[:kept]
         parent[b, :kept] = (index[:kept] // vocab).int()
-        token[b, :kept] = (index[:kept] % vocab).int()
+        columns = index[:kept] % vocab
+        token[b, :kept] = columns.int() if ids is None else ids[columns]
     return token, parent, score

@@ -132,13 +132,31 @@ def test_level_after_level_without_the_host(rule: str) -> None:
 
 def test_requests_do_not_depend_on_the_batch() -> None:
     case = next(c for c in spec.build_tree.cases() if c.name.startswith("B3-T12"))
-    logits, score, cu_t, *laws = case.args
+    logits, score, cu_t, *laws, _ = case.args
     whole = ops.build_tree(*case.args, **case.kwargs)
     for b in range(3):
         rows = slice(int(cu_t[b]), int(cu_t[b + 1]))
         alone = (logits[rows], score[rows], cu_t[b : b + 2] - cu_t[b], *(t[b : b + 1] for t in laws))
         for a, w in zip(ops.build_tree(*alone, **case.kwargs), whole, strict=True):
             assert torch.equal(a[0], w[b])
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_part_of_the_vocabulary_is_the_whole_with_the_rest_impossible(rule: str) -> None:
+    g = torch.Generator().manual_seed(8)
+    ids = torch.randperm(900, generator=g)[:70].sort().values.int()
+    part = 2 * torch.randn(3, 70, generator=g)
+    whole = torch.full((3, 900), -torch.inf)
+    whole[:, ids.long()] = part
+    score = -torch.rand(3, generator=g)
+    laws = (ints(7), torch.ones(1), torch.tensor([5]), ints(1))
+    want = ops.build_tree(whole, score, ints(0, 3), *laws, width=40, rule=rule)
+    got = ops.build_tree(part, score, ints(0, 3), *laws, ids, width=40, rule=rule)
+    assert torch.equal(got[0], want[0])
+    assert torch.equal(got[1], want[1])
+    torch.testing.assert_close(
+        got[2], want[2], rtol=2.0**-22, atol=1e-6
+    )  # sums of 70 terms, in another order
 
 
 @pytest.mark.parametrize(
@@ -148,20 +166,26 @@ def test_requests_do_not_depend_on_the_batch() -> None:
         ("cu_t", 2, 4, "cu_t[2] must be 5, got 4"),
         ("position", 1, -1, "position[1] must be >= 0, got -1"),
         ("temperature", 0, -1.0, "temperature[0] must be finite and >= 0, got -1"),
+        ("ids", 0, -1, "ids[0] must be above the one before it, from 0, got -1"),
+        ("ids", 3, 2, "ids[3] must be above the one before it, from 0, got 2"),
         ("width", None, 0, "width must be in [1, 1024], got 0"),
         ("width", None, 1025, "width must be in [1, 1024], got 1025"),
         ("rule", None, "iid", "rule must be deterministic|shared_noise, got iid"),
     ],
 )
-def test_bad_values_are_refused(name: str, index: int | None, value: float | str, message: str) -> None:
+@pytest.mark.parametrize("backend", [None, "spec"])
+def test_bad_values_are_refused(
+    backend: str | None, name: str, index: int | None, value: float | str, message: str
+) -> None:
     case = next(iter(spec.build_tree.cases()))
     terms = (term.name for term in spec.build_tree.inputs)
-    call = {**{t: a.clone() for t, a in zip(terms, case.args, strict=True)}, **case.kwargs}
+    call = {**{t: a.clone() for t, a in zip(terms, case.args, strict=True) if a is not None}, **case.kwargs}
+    call["ids"] = torch.arange(call["logits"].size(1)).int()
     if index is None:
         call[name] = value
     else:
         call[name][index] = value
-    assert error_of(lambda: ops.build_tree(**call)) == (ValueError, f"build_tree: {message}")
+    assert error_of(lambda: ops.build_tree(**call, backend=backend)) == (ValueError, f"build_tree: {message}")
 
 
 def test_empty_vocabulary_is_refused() -> None:

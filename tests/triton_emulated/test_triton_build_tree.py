@@ -28,14 +28,14 @@ def check_bits(args: tuple[Tensor, ...], width: int, rule: str) -> tuple[Tensor,
 def frontier(logits: Tensor, sizes: list[int], seed: int) -> tuple[Tensor, ...]:
     """Arguments with hard laws and scores; a node that is none among them."""
     rng = random.Random(seed)
-    position, temperature, _, _, _, seeds, stream = law_tensors(rng, len(sizes), logits.size(1))
+    position, temperature, _, _, _, _, seeds, stream = law_tensors(rng, len(sizes), logits.size(1))
     score = -torch.rand(logits.size(0), generator=torch.Generator().manual_seed(seed))
     score[-1] = -torch.inf
     cu_t = torch.tensor([0, *sizes]).cumsum(0).int()
     return logits, score, cu_t, position, temperature, seeds, stream
 
 
-@pytest.mark.parametrize("case", supported("build_tree")[:4])
+@pytest.mark.parametrize("case", supported("build_tree", kernels.limit)[:4])
 def test_bits(case: Case) -> None:
     check_bits(case.args, **case.kwargs)
 
