@@ -83,6 +83,7 @@ void bind_step_executor(py::module_& m) {
       .def("gated", &StepExecutor::gated)
       .def("softcap", &StepExecutor::softcap)
       .def("gather_rows", &StepExecutor::gather_rows)
+      .def("copy", &StepExecutor::copy)
       .def(
           "run", [](StepExecutor& e, int64_t T, int64_t R, int64_t B) { e.run({T, R, B}); },
           py::call_guard<py::gil_scoped_release>())

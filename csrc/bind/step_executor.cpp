@@ -156,6 +156,13 @@ void StepExecutor::gather_rows(Rows x, Rows out) {
   });
 }
 
+void StepExecutor::copy(Rows x, Rows out) {
+  add([=](const StepSizes& s) {
+    for (int64_t t = 0; t < x.count(s); ++t)
+      std::memcpy(out.data + t * out.stride, x.data + t * x.stride, size_t(x.columns) * 4);
+  });
+}
+
 void StepExecutor::run(const StepSizes& sizes) {
   for (const auto& launch : launches_) launch(sizes);
 }

@@ -61,6 +61,7 @@ class StepExecutor {
   void gated(Rows gate_up, Rows out, bool gelu);
   void softcap(Rows x, float cap);
   void gather_rows(Rows x, Rows out);
+  void copy(Rows x, Rows out);
 
   void run(const StepSizes& sizes);
   void commit(const int32_t* path, const int32_t* path_len, int64_t B, int64_t E) const;

@@ -39,7 +39,7 @@ class CompiledExecutor:
         self.name = f"cpu/{native.cpu_isa()}"
         self._native, self._program, self._batch, self._cache = native, program, batch, cache
         self._source, self._release_pages = weights, release_pages
-        self._held: dict[Any, Tensor] = {}  # packed weights by what they were made of, and arrays
+        self._held = weights.packed
         rows = {"T": batch.max_tokens, "R": batch.max_rows}
         self._buffers = {b.name: torch.zeros(rows[b.rows], b.columns) for b in program.buffers}
         self._of_logits = {b.name: b.rows == "R" for b in program.buffers}
@@ -73,6 +73,15 @@ class CompiledExecutor:
 
     def logits(self) -> Tensor:
         return self._buffers[self._program.logits][: self._batch.R]
+
+    def write(self, name: str, rows: Tensor) -> None:
+        self._buffers[name][: self._batch.T] = rows
+
+    def read(self, name: str) -> Tensor:
+        return self._buffers[name][: self._batch.T]
+
+    def taps(self) -> Tensor:
+        return self.read("taps")
 
     def wait(self) -> None:
         """run() returns when it is done."""
@@ -152,7 +161,7 @@ class CompiledExecutor:
                 self._quantized = x
             self._executor.quant_linear(address, code, self._f32(*biases), self._rows(x), out)
         for name in step.weights:  # packed: the source may go (a tied embedding was read before its head)
-            del self._source[name]
+            self._source.pop(name, None)
 
     def _rms_norm(self, step: Step) -> None:
         x, out, heads = self._rows(step.inputs[0]), self._rows(step.output), step.attrs.get("heads", 1)
@@ -190,6 +199,9 @@ class CompiledExecutor:
 
     def _gather_rows(self, step: Step) -> None:
         self._executor.gather_rows(self._rows(step.inputs[0]), self._rows(step.output))
+
+    def _copy(self, step: Step) -> None:
+        self._executor.copy(self._rows(step.inputs[0]), self._rows(step.output))
 
     def _softcap(self, step: Step) -> None:
         self._executor.softcap(self._rows(step.output), step.attrs["cap"])

@@ -37,6 +37,11 @@ class Registers:
         start = ref.start - whole.start
         return self._results[whole][:, start : start + ref.size]
 
+    def join(self, buffer: str) -> Tensor:
+        """All columns of a buffer."""
+        parts = sorted((ref for ref in self._results if ref.buffer == buffer), key=lambda ref: ref.start)
+        return torch.cat([self._results[ref] for ref in parts], 1)
+
     def heads(self, ref: Ref, count: int) -> Tensor:
         """[T, count, D] of a register."""
         return self.read(ref).unflatten(1, (count, ref.size // count))
@@ -94,9 +99,9 @@ class DeviceProgram:
     ) -> None:
         self._cache, self._device = cache, device
         self._source, self._release_pages = weights, release_pages
-        self._held: dict[tuple[str, ...], Tensor] = {}  # rows or vectors, joined, by the names of their parts
+        self._held = weights.packed  # rows or vectors, joined, by the names of their parts
         self._formats: dict[str, str] = {}  # of weights with rows: a GGUF format, or "" for floats
-        self._logits = program.steps[-1].output
+        self._logits, self._outputs = program.steps[-1].output, program.outputs
         self._steps: list[RunStep] = [getattr(self, "_" + step.op)(step) for step in program.steps]
         del self._source
 
@@ -104,11 +109,17 @@ class DeviceProgram:
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self._held.values())
 
-    def run(self, run: Run) -> Tensor:
-        """Logits [R, V] of the nodes in run.inputs; their KV is written to the cache."""
+    def run(self, run: Run, inputs: Mapping[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits [R, V] of the nodes in run.inputs and the program's outputs; their KV is written to the cache.
+
+        inputs: the program's own [T, columns] f32, which steps may write into.
+        """
+        for name, rows in (inputs or {}).items():
+            run.registers.write(Ref(name, 0, rows.size(1)), rows)
         for step in self._steps:
             step(run)
-        return run.registers.read(self._logits)
+        outputs = {name: run.registers.join(name) for name in self._outputs}
+        return run.registers.read(self._logits), outputs
 
     def _format(self, name: str) -> str:
         if name not in self._formats:
@@ -223,6 +234,10 @@ class DeviceProgram:
         )
 
     _silu_mul = _gelu_mul = _softcap = _elementwise
+
+    def _copy(self, step: Step) -> RunStep:
+        """A later step may write into the columns that are copied."""
+        return lambda run: run.registers.write(step.output, run.registers.read(step.inputs[0]).clone())
 
     def _gather_rows(self, step: Step) -> RunStep:
         return lambda run: run.registers.write(

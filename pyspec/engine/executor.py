@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,11 +19,15 @@ from pyspec.models.quant_formats import QuantTensor, dequantize
 
 
 class Weights(dict[str, Tensor | QuantTensor]):
-    """Weights by canonical name, each loaded when it is first asked for; an executor takes out what it has packed."""
+    """Weights by canonical name, each loaded when it is first asked for; an executor takes out what it has packed.
+
+    packed: what executors of one kind made of weights, by what they were made of: programs over the same weights share it.
+    """
 
     def __init__(self, load: Callable[[str], Tensor | QuantTensor]) -> None:
         super().__init__()
         self._load = load
+        self.packed: dict[Any, Tensor] = {}
 
     def __missing__(self, name: str) -> Tensor | QuantTensor:
         self[name] = weight = self._load(name)
@@ -44,6 +48,15 @@ class Executor(Protocol):
     def logits(self) -> Tensor:
         """[R, V] f32 of the last run, on the host; valid until the next."""
 
+    def write(self, name: str, rows: Tensor) -> None:
+        """Fill the program's input `name` with rows [T, columns] f32 on the host, before run()."""
+
+    def read(self, name: str) -> Tensor:
+        """[T, columns] f32: the program's output `name` of the last run, on the host; valid until the next."""
+
+    def taps(self) -> Tensor:
+        """[T, taps * hidden] f32: read("taps"), of a decoder with taps."""
+
     def verify(self, num_logprobs: int) -> Verified:
         """Walk the batch's trees with the logits of the last run, and move the accepted nodes' KV to where plain decoding has it."""
 
@@ -59,10 +72,13 @@ class SpecExecutor:
     def __init__(self, program: Program, weights: Weights, cache: KVCache, batch: StepBatch) -> None:
         self._program, self._cache, self._batch = program, cache, batch
         # f64, as spec.linear computes: widening them at every step would cost ten times the step.
-        self._weights = {
-            name: (dequantize(w) if isinstance(w, QuantTensor) else w).double()
-            for name, w in ((name, weights[name]) for step in program.steps for name in step.weights)
-        }
+        self._weights = weights.packed
+        for name in (name for step in program.steps for name in step.weights):
+            if name not in self._weights:
+                weight = weights[name]
+                self._weights[name] = (
+                    dequantize(weight) if isinstance(weight, QuantTensor) else weight
+                ).double()
         rows = {"T": batch.max_tokens, "R": batch.max_rows}
         self._buffers = {b.name: torch.zeros(rows[b.rows], b.columns) for b in program.buffers}
         self._rows = {b.name: b.rows for b in program.buffers}
@@ -73,6 +89,15 @@ class SpecExecutor:
 
     def logits(self) -> Tensor:
         return self._buffers[self._program.logits][: self._batch.R]
+
+    def write(self, name: str, rows: Tensor) -> None:
+        self._buffers[name][: self._batch.T] = rows
+
+    def read(self, name: str) -> Tensor:
+        return self._buffers[name][: self._batch.T]
+
+    def taps(self) -> Tensor:
+        return self.read("taps")
 
     def wait(self) -> None:
         """run() returns when it is done."""
@@ -157,6 +182,9 @@ class SpecExecutor:
         self._view(step.output).copy_(
             spec.softcap.reference(self._view(step.inputs[0]), cap=step.attrs["cap"])
         )
+
+    def _copy(self, step: Step) -> None:
+        self._view(step.output).copy_(self._view(step.inputs[0]))
 
     def _gather_rows(self, step: Step) -> None:
         rows = self._batch.logit_rows[: self._batch.R].long()

@@ -47,8 +47,12 @@ class GpuExecutor:
         self._padded = PaddedBatch(batch, cache.num_pages, device)
         # A request's path is at most as long as its tree, the padding's at most two nodes.
         self._longest_path = max(2, batch.max_rows // batch.page_table.size(0))
-        vocab = next(b.columns for b in program.buffers if b.name == program.logits)
-        self._logits = torch.zeros(self._padded.max_rows, vocab, device=device)
+        self._logits = torch.zeros(self._padded.max_rows, program.columns(program.logits), device=device)
+        # The program's inputs and outputs have places of their own, which graphs read and write.
+        rows_of = lambda names: {
+            name: torch.zeros(self._padded.max_tokens, program.columns(name), device=device) for name in names
+        }
+        self._inputs, self._outputs = rows_of(program.inputs), rows_of(program.outputs)
         self._program = DeviceProgram(program, weights, cache, device, release_pages)
         self._rehearse()
         self._kernels: dict[str, Callable[..., Any]] = {}
@@ -67,6 +71,15 @@ class GpuExecutor:
     def logits(self) -> Tensor:
         return self._logits[: self._batch.R].cpu()
 
+    def write(self, name: str, rows: Tensor) -> None:
+        self._inputs[name][: self._batch.T].copy_(rows)
+
+    def read(self, name: str) -> Tensor:
+        return self._outputs[name][: self._batch.T].cpu()
+
+    def taps(self) -> Tensor:
+        return self.read("taps")
+
     def verify(self, num_logprobs: int) -> Verified:
         batch, body = self._padded, partial(self._walk, self._call, num_logprobs)
         results = self._graphs.run(
@@ -75,7 +88,9 @@ class GpuExecutor:
         return Verified(*(out.numpy()[: self._batch.B] for out in self._read_back(results)))
 
     def nbytes(self) -> dict[str, int]:
-        return {"weights": self._program.nbytes, "buffers": self._padded.nbytes + self._logits.nbytes}
+        places = (self._logits, *self._inputs.values(), *self._outputs.values())
+        buffers = self._padded.nbytes + sum(place.nbytes for place in places)
+        return {"weights": self._program.nbytes, "buffers": buffers}
 
     def _call(self, op: str, *args: Any, **kwargs: Any) -> Any:
         """An op on the backend, its values unchecked: the engine made them."""
@@ -89,11 +104,18 @@ class GpuExecutor:
         return plans.make_workspace(self._backend, indices, *sizes)
 
     def _model(self) -> None:
-        """Logits go to a buffer of their own: of a graph's memory only results outlive it, and these are large."""
+        """Results go to buffers of their own: of a graph's memory only results outlive it, and these are large."""
         batch = self._padded
         plan = self._plan if self._backend in plans.WITH_WORKSPACE else None
         run = Run(self._call, batch.inputs(), plan, batch.nodes_per_request)
-        self._logits[: batch.R].copy_(self._program.run(run))
+        logits, outputs = self._program.run(run, self._step_inputs())
+        self._logits[: batch.R].copy_(logits)
+        for name, rows in outputs.items():
+            self._outputs[name][: batch.T].copy_(rows)
+
+    def _step_inputs(self) -> dict[str, Tensor]:
+        """Copies, because steps may write into them: a graph runs again on what write() left."""
+        return {name: rows[: self._padded.T].clone() for name, rows in self._inputs.items()}
 
     def _walk(self, call: Call, num_logprobs: int) -> tuple[Tensor, ...]:
         """Walk every tree and move the KV of accepted nodes in every layer; a path of 0, 1, 2 ... moves onto itself."""
@@ -131,5 +153,5 @@ class GpuExecutor:
                 )
             return spec.fake(*args, **kwargs)
 
-        self._program.run(Run(ask, self._padded.inputs()))
+        self._program.run(Run(ask, self._padded.inputs()), self._step_inputs())
         self._walk(ask, 0)

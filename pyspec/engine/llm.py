@@ -12,6 +12,7 @@ import torch
 from pyspec.backends import num_threads
 from pyspec.engine.batch import StepBatch, Work
 from pyspec.engine.executor import Weights, device_of, make_executor, resolve_executor, spare_pages
+from pyspec.engine.features import HiddenStates
 from pyspec.engine.kv_pages import KVCache, PagePool
 from pyspec.engine.request import Completion, Request, StreamChunk
 from pyspec.engine.runner import Runner
@@ -106,11 +107,13 @@ class LLM:
             weights["rope_" + layer_type] = rope_table(
                 config, layer_type, self.max_context + max_nodes, factors
             )
-        self._executor = make_executor(
-            executor, decoder(config), weights, self._cache, self._batch, self.checkpoint.release_pages
+        make = lambda taps: make_executor(
+            executor, decoder(config, taps), weights, self._cache, self._batch, self.checkpoint.release_pages
         )
+        self._executor = make(())
         self.executor_name = self._executor.name
         self._pool = PagePool(self.num_pages)
+        self._features = HiddenStates(config, make, self._batch, self._pool, self.max_context)
         self._scheduler = Scheduler(self._pool, max_batch, page_size, max_nodes, prefill_chunk)
         self._speculator = Speculator(speculation, max_nodes, config.vocab_size, seed)
         self._runner = Runner(self._executor, self._batch, self._scheduler, self._speculator, config.eos_ids)
@@ -129,7 +132,12 @@ class LLM:
 
     def memory_bytes(self) -> dict[str, int]:
         """Bytes held: weights, kv, buffers."""
-        return {**self._executor.nbytes(), "kv": self._cache.nbytes}
+        held = self._executor.nbytes()
+        return {
+            "weights": held["weights"],
+            "buffers": held["buffers"] + self._features.nbytes(),
+            "kv": self._cache.nbytes,
+        }
 
     def generate(
         self,
@@ -218,6 +226,15 @@ class LLM:
             if needed:
                 raise
             return None
+
+    def hidden_states(self, tokens: Sequence[int], layers: Sequence[int]) -> torch.Tensor:
+        """The residual stream [n, len(layers) * hidden] f32 that enters each of `layers` at each of n tokens, on the host.
+
+        tokens: 1 to max_context ids, computed as one text in chunks on free pages. layers: distinct, in [0, num_layers], in the
+        order of the columns; num_layers is what enters the final norm. The first call with new layers makes buffers for them; the
+        weights are the model's own. ValueError for other tokens or layers, or too few free pages.
+        """
+        return self._features.compute(tokens, layers)
 
     def _calibrate(self) -> None:
         """Measure what steps of 1..max_nodes nodes cost, on one request over pages that hold zeros."""

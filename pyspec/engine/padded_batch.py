@@ -40,7 +40,7 @@ class PaddedBatch:
     def __init__(self, batch: StepBatch, num_pages: int, device: torch.device) -> None:
         """`num_pages` of the cache, whose last ones are the padding's."""
         self._sizes = buckets(batch.max_tokens)
-        self.max_rows = bucket(batch.max_rows, self._sizes)
+        self.max_tokens, self.max_rows = self._sizes[-1], bucket(batch.max_rows, self._sizes)
         self._batch, self._page_size = batch, batch.page_size
         self._nobody = StepBatch(1, 1, 1, 1, batch.page_size)
         count = padding_pages(batch.max_tokens, batch.page_size)

@@ -6,31 +6,50 @@ They differ only by flags of ModelConfig: biases, norms on q and k, norms behind
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pyspec.models.config import ModelConfig
 from pyspec.models.program import Program, Ref, Tracer, columns
 
 
-def decoder(config: ModelConfig) -> Program:
-    """Trace one step: T tokens in, logits of the R rows that the batch asks for out."""
+def decoder(config: ModelConfig, taps: Sequence[int] = ()) -> Program:
+    """Trace one step: T tokens in, logits of the R rows that the batch asks for out.
+
+    taps: layers in [0, num_layers], each once. The output "taps" [T, len(taps) * hidden] then holds, in their order, the residual
+    stream that enters each of them (num_layers: what enters the final norm). ValueError for other layers.
+    """
+    if not all(0 <= i <= config.num_layers for i in taps) or len(set(taps)) != len(taps):
+        raise ValueError(
+            f"decoder: taps must be distinct layers in [0, {config.num_layers}], got {list(taps)}"
+        )
     trace = Tracer()
     x = trace.buffer("x", config.hidden_size)
     trace.op("embedding", (), x, "embed", scale=config.embed_scale)
     delta: Ref | None = None
+    tapped = trace.buffer("taps", len(taps) * config.hidden_size) if taps else None
+
+    def tap(i: int) -> None:
+        if tapped is not None and i in taps:
+            place = columns(tapped, taps.index(i) * config.hidden_size, config.hidden_size)
+            trace.op("copy", (x,), place)
+
     for i in range(config.num_layers):
-        h = _norm(trace, config, x, delta, f"layers.{i}.attn_norm")
-        delta = _attention(trace, config, i, h)
-        h = _norm(trace, config, x, delta, f"layers.{i}.mlp_norm")
-        delta = _mlp(trace, config, i, h)
-    h = _norm(trace, config, x, delta, "final_norm")
+        h = normalise(trace, config, x, delta, f"layers.{i}.attn_norm")
+        tap(i)
+        delta = attention(trace, config, i, h)
+        h = normalise(trace, config, x, delta, f"layers.{i}.mlp_norm")
+        delta = feed_forward(trace, config, i, h)
+    h = normalise(trace, config, x, delta, "final_norm")
+    tap(config.num_layers)
     rows = trace.op("gather_rows", (h,), trace.buffer("rows", config.hidden_size, "R"))
     head = "embed" if config.tie_embeddings else "lm_head"
     logits = trace.op("linear", (rows,), trace.buffer("logits", config.vocab_size, "R"), head, parts=1)
     if config.logit_softcap:
         trace.op("softcap", (logits,), logits, cap=config.logit_softcap)
-    return trace.program(logits)
+    return trace.program(logits, outputs=() if tapped is None else (tapped,))
 
 
-def _norm(trace: Tracer, config: ModelConfig, x: Ref, delta: Ref | None, weight: str) -> Ref:
+def normalise(trace: Tracer, config: ModelConfig, x: Ref, delta: Ref | None, weight: str) -> Ref:
     """Add the last block's result to the residual stream, if there is one, and normalise."""
     out = trace.buffer("h", config.hidden_size)
     if delta is None:
@@ -38,7 +57,8 @@ def _norm(trace: Tracer, config: ModelConfig, x: Ref, delta: Ref | None, weight:
     return trace.op("add_rms_norm", (x, delta), out, weight, eps=config.rms_eps)
 
 
-def _attention(trace: Tracer, config: ModelConfig, i: int, h: Ref) -> Ref:
+def attention(trace: Tracer, config: ModelConfig, i: int, h: Ref) -> Ref:
+    """Attention of layer i over normalised rows h; the result is to be added to the residual stream."""
     heads, kv_heads, dim = config.num_heads, config.num_kv_heads, config.head_dim
     layer, sliding = f"layers.{i}.", config.layer_types[i] == "sliding"
     qkv = trace.buffer("qkv", (heads + 2 * kv_heads) * dim)
@@ -63,7 +83,8 @@ def _attention(trace: Tracer, config: ModelConfig, i: int, h: Ref) -> Ref:
     return _post_norm(trace, config, out, layer + "post_attn_norm")
 
 
-def _mlp(trace: Tracer, config: ModelConfig, i: int, h: Ref) -> Ref:
+def feed_forward(trace: Tracer, config: ModelConfig, i: int, h: Ref) -> Ref:
+    """The gated feed-forward block of layer i over normalised rows h; the result is to be added to the residual stream."""
     layer, size = f"layers.{i}.", config.intermediate_size
     gate_up = trace.buffer("gate_up", 2 * size)
     trace.op("linear", (h,), gate_up, layer + "gate_proj", layer + "up_proj", parts=2)

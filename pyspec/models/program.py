@@ -2,12 +2,12 @@
 """The step program: a model as a flat list of ops over named buffers, run by every executor.
 
 One step computes T tokens (nodes of all requests' trees) against the KV cache and gives R rows of logits. A buffer is a register:
-later steps of the program may overwrite it. The batch's own arrays (`Inputs`) are filled before the program runs.
+later steps of the program may overwrite it. The batch's own arrays (`StepBatch`) and the program's inputs are filled before it runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,11 +43,20 @@ class Step:
 
 @dataclass(frozen=True)
 class Program:
-    """A traced model: buffers, then the steps in order; `logits` names the buffer of the result."""
+    """A traced model: buffers, then the steps in order; `logits` names the buffer of the result.
+
+    inputs: buffers of T rows that are filled from outside before each run; outputs: buffers of T rows that can be read after it.
+    """
 
     buffers: tuple[Buffer, ...]
     steps: tuple[Step, ...]
     logits: str
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+
+    def columns(self, buffer: str) -> int:
+        """Columns of a buffer."""
+        return next(b.columns for b in self.buffers if b.name == buffer)
 
 
 class Tracer:
@@ -66,8 +75,10 @@ class Tracer:
         self._steps.append(Step(op, inputs, output, weights, attrs))
         return output
 
-    def program(self, logits: Ref) -> Program:
-        return Program(tuple(self._buffers.values()), tuple(self._steps), logits.buffer)
+    def program(self, logits: Ref, inputs: Sequence[Ref] = (), outputs: Sequence[Ref] = ()) -> Program:
+        """The program so far. `inputs` and `outputs` are whole buffers of T rows."""
+        names = [tuple(ref.buffer for ref in refs) for refs in (inputs, outputs)]
+        return Program(tuple(self._buffers.values()), tuple(self._steps), logits.buffer, *names)
 
 
 def columns(ref: Ref, start: int, size: int) -> Ref:

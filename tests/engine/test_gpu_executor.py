@@ -278,3 +278,14 @@ def test_staging_keeps_addresses_and_aligns_them() -> None:
     assert staging.device["a"].tolist() == [1, 2, 3]
     assert staging.device["b"].tolist() == [[0, 1], [2, 3]]
     assert [tensor.data_ptr() for tensor in staging.device.values()] == addresses
+
+
+def test_hidden_states_are_those_of_the_specification(
+    ran: set[str], tiny_model: Callable[[str], Path]
+) -> None:
+    """In chunks of 8 nodes, padded; a later step of the program writes into the columns that were tapped."""
+    options: dict[str, Any] = {**OPTIONS, "max_batch": 1, "prefill_chunk": 2, "kv_dtype": "f32"}
+    engines = [LLM(tiny_model("llama"), executor=name, **options) for name in ("cuda-emulated", "spec")]
+    got, want = (llm.hidden_states(PROMPTS[2], [2, 0, 1]) for llm in engines)
+    assert torch.allclose(got, want, rtol=0, atol=1e-4 * want.abs().max().item())
+    assert engines[0].free_pages == engines[0].num_pages
