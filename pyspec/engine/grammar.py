@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher
 
 KINDS = ("json_schema", "regex", "lark")
-MAX_CHARACTERS = 2**18
+MAX_CHARACTERS = 2**16
+# llguidance recurses once or more for each level of nested rules, of which MAX_CHARACTERS hold some 9,000; 8 MB serve 1,000 to 3,000.
+STACK_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Grammar:
     """What the whole text of an answer must match. kind: "json_schema" (text is the schema), "regex" (Rust's regular
     expressions, matched as a whole) or "lark" (a context-free grammar in Lark's EBNF, from `start`).
 
-    ValueError for another kind or a text of more than 2^18 characters. Whether the text is a grammar is checked by the model that
+    ValueError for another kind or a text of more than 2^16 characters. Whether the text is a grammar is checked by the model that
     gets the request.
     """
 
@@ -91,13 +94,19 @@ class GrammarCompiler:
 
     def matcher(self, grammar: Grammar) -> LLMatcher:
         """A matcher before the first token; ValueError if the text is no grammar or breaks llguidance's limits."""
-        library = self._library.LLMatcher
-        try:
-            rules = getattr(library, "grammar_from_" + grammar.kind)(grammar.text)
-            matcher = library(self._words, rules, log_level=0, limits=self._limits)
-            error = matcher.get_error()
-        except ValueError as malformed:  # no JSON at all
-            error = str(malformed)
+        made: list[LLMatcher | ValueError] = []
+
+        def make() -> None:
+            library = self._library.LLMatcher
+            try:
+                rules = getattr(library, "grammar_from_" + grammar.kind)(grammar.text)
+                made.append(library(self._words, rules, log_level=0, limits=self._limits))
+            except ValueError as malformed:  # no JSON at all
+                made.append(malformed)
+
+        _run_on_large_stack(make)
+        (matcher,) = made
+        error = str(matcher) if isinstance(matcher, ValueError) else matcher.get_error()
         if error:
             raise ValueError(f"LLM: grammar must be a valid {grammar.kind}, got: {_one_line(error)}")
         return matcher
@@ -111,16 +120,19 @@ class _Words:
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, end_token: int) -> None:
         self._tokenizer, self.eos_token_id = tokenizer, end_token
         self.tokens = [tokenizer.token_bytes(token) for token in range(vocab_size)]
-        self.special_token_ids = sorted(token for token in tokenizer.special_ids if token < vocab_size)
+        self._special = tokenizer.special_ids
+        self.special_token_ids = sorted(token for token in self._special if token < vocab_size)
         self.greedy: Callable[[str], list[int]] = lambda text: []
 
     def __call__(self, text: str) -> list[int]:
         if not isinstance(text, str):  # llguidance asks once whether bytes would do
             raise TypeError(f"grammar: text must be a string, got {type(text).__name__}")
         ids = self._tokenizer.encode(text, add_special=False)
-        # SentencePiece's tokenizers may put a space in front, which the grammar does not have.
-        spelt = b"".join(self.tokens[token] for token in ids if token < len(self.tokens))
-        return ids if spelt == text.encode() else self.greedy(text)
+        # Of a text that is written in special tokens the grammar means the letters; and SentencePiece's tokenizers may put a
+        # space in front, which it does not have.
+        literal = all(token < len(self.tokens) and token not in self._special for token in ids)
+        same = literal and b"".join(self.tokens[token] for token in ids) == text.encode()
+        return ids if same else self.greedy(text)
 
 
 class GrammarState:
@@ -217,6 +229,17 @@ class GrammarState:
         self._matcher = self._compiler.matcher(self._grammar)
         tokens = self._emitted + path
         return int(self._matcher.try_consume_tokens(tokens)) == len(tokens)
+
+
+def _run_on_large_stack(function: Callable[[], None]) -> None:
+    """Call a function that does not raise in a thread with STACK_BYTES, of which memory is only what it touches."""
+    before = threading.stack_size(STACK_BYTES)
+    try:
+        thread = threading.Thread(target=function)
+        thread.start()
+    finally:
+        threading.stack_size(before)
+    thread.join()
 
 
 def _one_line(message: str) -> str:

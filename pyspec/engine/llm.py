@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from pyspec.backends import num_threads
+from pyspec.engine.admission import Admission, Prompt, stream_decoder
 from pyspec.engine.batch import StepBatch, Work
 from pyspec.engine.executor import Weights, device_of, make_executor, resolve_executor, spare_pages
 from pyspec.engine.features import HiddenStates
@@ -26,12 +27,11 @@ from pyspec.models.decoder import decoder
 from pyspec.models.fetch import resolve_model
 from pyspec.models.quant_formats import QuantTensor
 from pyspec.models.rope_table import rope_table
-from pyspec.models.tokenizer import StreamDecoder, Tokenizer
+from pyspec.models.tokenizer import Tokenizer
 from pyspec.trees.token_tree import TokenTree
 
 KV_DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 DEFAULT_CONTEXT = 4096
-Prompt = str | Sequence[int]
 
 
 class LLM:
@@ -78,9 +78,8 @@ class LLM:
             _check_size(name, value, high)
         self.checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(resolve_model(model))
         self.config = config = self.checkpoint.config
-        self._decoder(
-            needed=False
-        )  # the tokenizer first: what loading it needed for a moment then serves the weights
+        # The tokenizer first: what loading it needed for a moment then serves the weights.
+        stream_decoder(self.checkpoint, needed=False)
         self.max_context = min(config.max_position, DEFAULT_CONTEXT) if max_context is None else max_context
         _check_size("max_context", self.max_context, config.max_position)
         width = -(-(self.max_context + max_nodes) // page_size)
@@ -117,6 +116,15 @@ class LLM:
         self._scheduler = Scheduler(self._pool, max_batch, page_size, max_nodes, prefill_chunk)
         self._speculator = Speculator(speculation, max_nodes, config.vocab_size, seed)
         self._runner = Runner(self._executor, self._batch, self._scheduler, self._speculator, config.eos_ids)
+        self._admission = Admission(
+            self.checkpoint,
+            executor,
+            self._scheduler,
+            self._speculator,
+            self.max_context,
+            self.num_pages,
+            page_size,
+        )
         if calibrate and speculation == "auto":
             self._calibrate()
 
@@ -146,8 +154,11 @@ class LLM:
     ) -> list[Completion]:
         """Answer prompts (texts or token ids), up to max_batch at once, in the order given.
 
-        Every request is checked before any runs (ValueError names the prompt). All pages are free again when
-        this returns or raises, also on Ctrl-C.
+        Returns one Completion per prompt; where params ask for n > 1 samples, n of them in the prompt's place, in order
+        (Completion.prompt_index and sample_index say which). The samples run side by side, each as a request of its own.
+
+        Every request is checked before any runs (ValueError names the prompt). A request that no token can be chosen for ends with
+        finish_reason "error"; the others go on. All pages are free again when this returns or raises, also on Ctrl-C.
         """
         many = _as_prompts(prompts)
         every = (
@@ -158,8 +169,9 @@ class LLM:
         if len(every) != len(many):
             raise ValueError(f"LLM.generate: params must be one per prompt ({len(many)}), got {len(every)}")
         requests = [
-            self._request(prompt, p, f"prompts[{i}]")
+            request
             for i, (prompt, p) in enumerate(zip(many, every, strict=True))
+            for request in self._admission.requests(prompt, p, f"prompts[{i}]", i)
         ]
         try:
             self._scheduler.waiting.extend(requests)
@@ -171,26 +183,37 @@ class LLM:
                 self._scheduler.release(request)
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[StreamChunk]:
-        """Answer one prompt chunk by chunk. Closing the iterator ends the request and frees its pages."""
-        request = self._request(prompt, params or SamplingParams(), "prompt")
-        return self._stream(request)
+        """Answer one prompt chunk by chunk. Closing the iterator ends the request and frees its pages.
 
-    def _stream(self, request: Request) -> Iterator[StreamChunk]:
-        sent = 0
+        With params.n > 1 the chunks of all samples come as they are made; StreamChunk.sample_index says whose.
+        """
+        return self._stream(self._admission.requests(prompt, params or SamplingParams(), "prompt"))
+
+    def _stream(self, requests: list[Request]) -> Iterator[StreamChunk]:
+        sent = dict.fromkeys(requests, 0)  # tokens, of those that have not ended
         try:
-            self._scheduler.waiting.append(request)
-            while True:
-                if request.finish_reason is None:  # another call may have run this request's steps meanwhile
-                    self._runner.step()
-                text, tokens = request.text.take(), request.output[sent:]
-                sent += len(tokens)
-                if request.finish_reason:
-                    yield StreamChunk(text, tokens, request.finish_reason, request.stats())
-                    return
-                if tokens:
-                    yield StreamChunk(text, tokens)
+            self._scheduler.waiting.extend(requests)
+            while sent:
+                if any(request.finish_reason is None for request in sent):
+                    self._runner.step()  # but another call may have run these requests' steps meanwhile
+                for request in list(sent):
+                    text, tokens = request.text.take(), request.output[sent[request] :]
+                    sent[request] += len(tokens)
+                    if request.finish_reason:
+                        del sent[request]
+                        yield StreamChunk(
+                            text,
+                            tokens,
+                            request.finish_reason,
+                            request.stats(),
+                            request.error,
+                            request.sample_index,
+                        )
+                    elif tokens:
+                        yield StreamChunk(text, tokens, sample_index=request.sample_index)
         finally:
-            self._scheduler.release(request)
+            for request in requests:
+                self._scheduler.release(request)
 
     def chat_prompt(
         self, messages: Sequence[dict[str, str]], add_generation_prompt: bool = True
@@ -218,15 +241,6 @@ class LLM:
         finally:
             self._pool.give_back(pages)
 
-    def _decoder(self, needed: bool) -> StreamDecoder | None:
-        """What turns this model's tokens into text; None for a model without a tokenizer, unless text is needed."""
-        try:
-            return StreamDecoder(self.tokenizer)
-        except ValueError:
-            if needed:
-                raise
-            return None
-
     def hidden_states(self, tokens: Sequence[int], layers: Sequence[int]) -> torch.Tensor:
         """The residual stream [n, len(layers) * hidden] f32 that enters each of `layers` at each of n tokens, on the host.
 
@@ -253,30 +267,6 @@ class LLM:
         contexts = sorted({max(0, min(c, most)) for c in (64, 2048)})
         key = f"{self.executor_name} {self.checkpoint.path.name} {self.config} threads={num_threads()}"
         self._speculator.calibrate(step, contexts, key)
-
-    def _request(self, prompt: Prompt, params: SamplingParams, where: str) -> Request:
-        if not isinstance(params, SamplingParams):
-            raise TypeError(f"LLM: params must be SamplingParams, got {type(params).__name__}")
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
-        if not ids:
-            raise ValueError(f"LLM: {where} must have at least one token, got none")
-        if bad := [token for token in ids if not 0 <= token < self.config.vocab_size]:
-            raise ValueError(f"LLM: {where} must have tokens in [0, {self.config.vocab_size}), got {bad[0]}")
-        if len(ids) >= self.max_context:
-            raise ValueError(
-                f"LLM: {where} must have fewer than max_context={self.max_context} tokens, got {len(ids)}"
-            )
-        if params.top_k > self.config.vocab_size:
-            raise ValueError(f"LLM: top_k must be in [0, {self.config.vocab_size}], got {params.top_k}")
-        stream = TextStream(self._decoder(bool(params.stop)), params.stop)
-        limit = min(params.max_tokens, self.max_context - len(ids))
-        request = Request(ids, params, stream, self._speculator.draft_for(params.speculation, ids), limit)
-        if (needed := self._scheduler.pages_needed(request)) > self.num_pages:
-            raise ValueError(
-                f"LLM: {where} must fit num_pages={self.num_pages} of {self._batch.page_size} tokens, "
-                f"got {len(ids)} tokens and max_tokens={limit}, which need {needed}"
-            )
-        return request
 
 
 def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from pyspec.engine.edits import RequestEdits
 from pyspec.engine.sampling_params import SamplingParams
 from pyspec.engine.text import TextStream
 
@@ -30,9 +32,11 @@ class RequestStats:
 
 @dataclass(frozen=True)
 class Completion:
-    """The answer to one prompt. logprobs: natural log of the model's own probability of each emitted token.
+    """One sample of the answer to one prompt. logprobs: natural log of the model's own probability of each emitted token.
 
-    finish_reason: "eos" (the model ended), "stop" (a stop string), "length" (max_tokens or the end of the context).
+    finish_reason: "eos" (the model ended), "stop" (a stop string or stop token, or a grammar that nothing can follow),
+    "length" (max_tokens or the end of the context), "error" (no token could be chosen; `error` says why, and the tokens so far
+    stand). prompt_index, sample_index: which of the call's prompts, and which of its n samples.
     """
 
     text: str
@@ -41,16 +45,21 @@ class Completion:
     logprobs: list[float] | None
     top_logprobs: list[list[tuple[int, float]]] | None
     stats: RequestStats
+    error: str | None = None
+    prompt_index: int = 0
+    sample_index: int = 0
 
 
 @dataclass(frozen=True)
 class StreamChunk:
-    """New text and tokens of a streamed answer; the last chunk carries the reason and the statistics."""
+    """New text and tokens of a streamed answer; a sample's last chunk carries the reason, its error and the statistics."""
 
     text: str
     token_ids: list[int]
     finish_reason: str | None = None
     stats: RequestStats | None = None
+    error: str | None = None
+    sample_index: int = 0
 
 
 @dataclass(eq=False)
@@ -62,17 +71,24 @@ class Request:
     text: TextStream
     draft: RequestDraft | None
     max_output: int  # params.max_tokens, or less where the context ends
+    edits: RequestEdits | None = None  # None: the model's logits stay as they are
+    prompt_index: int = 0
+    sample_index: int = 0
     pages: list[int] = field(default_factory=list)
     output: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
     kv_len: int = 0
     finish_reason: str | None = None
+    error: str | None = None
     steps: int = 0
     drafted_nodes: int = 0
     started: float = field(default_factory=time.perf_counter)
     prefilled: float | None = None
     finished: float | None = None
+
+    def __post_init__(self) -> None:
+        self._stop_tokens = frozenset(self.params.stop_token_ids)
 
     @property
     def in_prefill(self) -> bool:
@@ -95,21 +111,42 @@ class Request:
         top: list[list[tuple[int, float]]],
         eos: tuple[int, ...],
     ) -> None:
-        """Take the tokens of one step, up to whatever ends the answer."""
+        """Take the tokens of one step, up to whatever ends the answer. A token without a logprob was not chosen by any law."""
         for i, token in enumerate(tokens):
+            if math.isnan(logprobs[i]):
+                self.fail(self._no_law())
+                return
             self.output.append(token)
             self.logprobs.append(logprobs[i])
             if top:
                 self.top_logprobs.append(top[i])
-            if token in eos and not self.params.ignore_eos:
-                self.finish_reason = "eos"
-            elif self.text.push(token):
-                self.finish_reason = "stop"
-            elif self.room == 0:
-                self.finish_reason = "length"
+            self.finish_reason = self._ending(token, eos)
             if self.finish_reason:
                 self.text.finish()
                 return
+
+    def fail(self, error: str) -> None:
+        """End the answer where it is: nothing more can be computed for it."""
+        self.finish_reason, self.error = "error", error
+        self.text.finish()
+
+    def _ending(self, token: int, eos: tuple[int, ...]) -> str | None:
+        if token in eos and not self.params.ignore_eos:
+            return "eos"
+        if token in self._stop_tokens:
+            return "stop"
+        stopped = self.text.push(token, len(self.output) > self.params.min_tokens)
+        complete = self.edits is not None and self.edits.extend(token)
+        if stopped or complete:
+            return "stop"
+        return None if self.room else "length"
+
+    def _no_law(self) -> str:
+        if self.edits is None:
+            return "the model gave no finite logit"
+        grammar = self.edits.grammar
+        reason = f" ({grammar.error})" if grammar is not None and grammar.error else ""
+        return f"no finite logit is left after {', '.join(self.params.edits)}{reason}"
 
     def stats(self) -> RequestStats:
         now = self.finished or time.perf_counter()
@@ -139,4 +176,7 @@ class Request:
             logprobs=list(self.logprobs) if wanted is not None else None,
             top_logprobs=list(self.top_logprobs) if wanted else None,
             stats=self.stats(),
+            error=self.error,
+            prompt_index=self.prompt_index,
+            sample_index=self.sample_index,
         )

@@ -49,6 +49,9 @@ class Runner:
         sizes = self._scheduler.prefill_sizes()
         decoding = [request for request in self._scheduler.running if not request.in_prefill]
         proposals = self._speculator.propose(decoding)
+        for request in decoding:
+            if request.edits is not None:
+                proposals[request] = request.edits.legal(proposals[request])
         works = [Work.decode(request, proposals[request].tree) for request in decoding]
         works += [Work.prefill(request, size) for request, size in sizes.items()]
         return works, proposals
