@@ -225,8 +225,8 @@ def timed_cases(quick: bool, device: str = "cuda") -> Iterator[tuple[str, Case]]
         moved(make_case("prefill-L0-n512-B1", 32, 8, 128, 16, "bf16", "bf16", [(0, chain(512))]), device),
     )
     rows_, vocab = 16, 128256
-    law = [torch.full((rows_,), value, device=device) for value in (0.8, 50, 0.95, 0.0, 1, 0)]
-    types = (torch.float32, torch.int32, torch.float32, torch.float32, torch.int64, torch.int32)
+    law = [torch.full((rows_,), value, device=device) for value in (0.8, 50, 0.95, 0.0, 1.0, 1, 0)]
+    types = (torch.float32, torch.int32, *[torch.float32] * 3, torch.int64, torch.int32)
     positions = torch.arange(rows_, device=device, dtype=torch.int32)
     args = (
         normal(rows_, vocab),

@@ -323,20 +323,28 @@ def first_in_order(
 
 @triton.jit
 def pick(
-    row_ptr, vocab, position, temperature, top_k, top_p, min_p, seed, stream,
-    token_ptr, logprob_ptr, top_tokens_ptr, top_logprobs_ptr, num, SIZE: tl.constexpr, BLOCK: tl.constexpr,
+    row_ptr, vocab, position, temperature, top_k, top_p, min_p, typical_p, seed, stream,
+    token_ptr, logprob_ptr, top_tokens_ptr, top_logprobs_ptr, num, LOGPROBS: tl.constexpr,
+    SIZE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One row's token, its logprob, and the first num <= SIZE tokens in order with theirs (SIZE 0: none)."""
+    """One row's token, its logprob, and the first num <= SIZE tokens in order with theirs (SIZE 0: none).
+
+    typical-p is refused before a launch where its values can be read; where they could not be, a row that
+    asks for it has no law.
+    """
     best, token, infinite = first_best(row_ptr, vocab, BLOCK)
-    alive = best != -_INF
-    centre = tl.where(alive, best, 0.0).to(tl.float64)
+    alive = (best != -_INF) & (typical_p >= 1)
+    token = tl.where(alive, token, 0)
+    centre = tl.where(best != -_INF, best, 0.0).to(tl.float64)
     everything = tl.full([], _LOWEST_KEY, tl.int32)
-    log_sum = log(sum_exp2(row_ptr, vocab, centre, infinite, _LOG2E, everything, vocab))
+    log_sum = tl.full([], 0.0, tl.float64)
+    if LOGPROBS:
+        log_sum = log(sum_exp2(row_ptr, vocab, centre, infinite, _LOG2E, everything, vocab))
     if SIZE > 0:
         ids, values = first_in_order(row_ptr, top_tokens_ptr, vocab, infinite, num, True, SIZE, BLOCK)
         place = tl.arange(0, SIZE)
         logprobs = (values.to(tl.float64) - centre - log_sum).to(tl.float32)
-        tl.store(top_tokens_ptr + place, ids, mask=place < num)
+        tl.store(top_tokens_ptr + place, tl.where(alive, ids, place), mask=place < num)
         tl.store(top_logprobs_ptr + place, tl.where(alive, logprobs, float("nan")), mask=place < num)
     if alive & (temperature >= _GREEDY_BELOW):
         inv_t = 1.0 / temperature.to(tl.float64)
@@ -351,9 +359,12 @@ def pick(
         token = draw(
             row_ptr, vocab, centre, infinite, cut_key, cut_id, inv_t, floor, seed, stream, position, BLOCK
         )
-    value = load_row(row_ptr, token, vocab, infinite, True).to(tl.float64)
     tl.store(token_ptr, token)
-    tl.store(logprob_ptr, tl.where(alive, (value - centre - log_sum).to(tl.float32), float("nan")))
+    logprob = tl.full([], 0.0, tl.float32)
+    if LOGPROBS:
+        value = load_row(row_ptr, token, vocab, infinite, True).to(tl.float64)
+        logprob = (value - centre - log_sum).to(tl.float32)
+    tl.store(logprob_ptr, tl.where(alive, logprob, float("nan")))
 
 
 @triton.jit

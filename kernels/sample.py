@@ -7,21 +7,23 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pyspec.spec.pipeline import limit_of_gpus
+
 from .aot import AotCase
 from .dots import rows
 from .pipeline import OPTIONS, pick, pick_config, sort_size
 
 LAW_TYPES = {
-    "temperature": "*fp32", "top_k": "*i32", "top_p": "*fp32", "min_p": "*fp32",
+    "temperature": "*fp32", "top_k": "*i32", "top_p": "*fp32", "min_p": "*fp32", "typical_p": "*fp32",
     "seed": "*i64", "stream": "*i32",
 }  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["num"])
 def sample_kernel(
-    logits_ptr, positions_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, seed_ptr, stream_ptr,
-    token_ptr, logprob_ptr, top_tokens_ptr, top_logprobs_ptr, vocab, num, logits_stride_t,
-    SIZE: tl.constexpr, BLOCK: tl.constexpr, PLANTED_BUG: tl.constexpr = "",
+    logits_ptr, positions_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, typical_p_ptr, seed_ptr,
+    stream_ptr, token_ptr, logprob_ptr, top_tokens_ptr, top_logprobs_ptr, vocab, num, logits_stride_t,
+    LOGPROBS: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr, PLANTED_BUG: tl.constexpr = "",
 ):  # fmt: skip
     """One row."""
     t = tl.program_id(0).to(tl.int64)
@@ -32,23 +34,29 @@ def sample_kernel(
     position = tl.load(positions_ptr + t) + (1 if PLANTED_BUG == "next position" else 0)
     pick(
         logits_ptr + t * logits_stride_t, vocab, position, tl.load(temperature_ptr + t),
-        tl.load(top_k_ptr + t), tl.load(top_p_ptr + t), tl.load(min_p_ptr + t), tl.load(seed_ptr + t),
-        tl.load(stream_ptr + t), token_ptr + out, logprob_ptr + out, top_tokens_ptr + out * num,
-        top_logprobs_ptr + out * num, num, SIZE, BLOCK,
+        tl.load(top_k_ptr + t), tl.load(top_p_ptr + t), tl.load(min_p_ptr + t), tl.load(typical_p_ptr + t),
+        tl.load(seed_ptr + t), tl.load(stream_ptr + t), token_ptr + out, logprob_ptr + out,
+        top_tokens_ptr + out * num, top_logprobs_ptr + out * num, num, LOGPROBS, SIZE, BLOCK,
     )  # fmt: skip
+
+
+def limit(sizes: dict[str, int], *args: Tensor, **kwargs: int) -> str | None:
+    """Why these kernels cannot run the call."""
+    return limit_of_gpus(args[6], args[9] if len(args) > 9 else None)
 
 
 def sample(
     logits: Tensor, positions: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor,
-    seed: Tensor,
-    stream: Tensor, *, num_logprobs: int = 0,
+    typical_p: Tensor, seed: Tensor, stream: Tensor, edited: Tensor | None = None, *,
+    num_logprobs: int = 0, with_logprobs: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """token [T], logprob [T], and the num_logprobs first tokens of each row with their logprobs."""
-    return _launch(logits, (positions, temperature, top_k, top_p, min_p, seed, stream), num_logprobs)
+    laws = (positions, temperature, top_k, top_p, min_p, typical_p, seed, stream)
+    return _launch(logits, laws, num_logprobs, with_logprobs=with_logprobs)
 
 
 def _launch(
-    logits: Tensor, laws: tuple[Tensor, ...], num: int, bug: str = ""
+    logits: Tensor, laws: tuple[Tensor, ...], num: int, bug: str = "", with_logprobs: bool = True
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     t, vocab = logits.shape
     ints = laws[0]
@@ -57,7 +65,7 @@ def _launch(
         c, logits = pick_config(vocab), rows(logits)
         sample_kernel[(t,)](
             logits, *(law.contiguous() for law in laws), *out, vocab, num, logits.stride(0),
-            SIZE=sort_size(num), BLOCK=c.block, PLANTED_BUG=bug,
+            LOGPROBS=with_logprobs, SIZE=sort_size(num), BLOCK=c.block, PLANTED_BUG=bug,
             num_warps=c.num_warps, **OPTIONS,
         )  # fmt: skip
     return out
@@ -73,10 +81,10 @@ def aot_cases() -> list[AotCase]:
             **{f"{name}_ptr": kind for name, kind in LAW_TYPES.items()},
             "token_ptr": "*i32", "logprob_ptr": "*fp32", "top_tokens_ptr": "*i32",
             "top_logprobs_ptr": "*fp32",
-            "vocab": "i32", "num": "i32", "logits_stride_t": "i32", "SIZE": "constexpr",
-            "BLOCK": "constexpr", "PLANTED_BUG": "constexpr",
+            "vocab": "i32", "num": "i32", "logits_stride_t": "i32", "LOGPROBS": "constexpr",
+            "SIZE": "constexpr", "BLOCK": "constexpr", "PLANTED_BUG": "constexpr",
         }  # fmt: skip
-        constants = {"SIZE": sort_size(num), "BLOCK": c.block, "PLANTED_BUG": ""}
+        constants = {"LOGPROBS": True, "SIZE": sort_size(num), "BLOCK": c.block, "PLANTED_BUG": ""}
         cases.append(
             AotCase(
                 f"sample-V{vocab}-N{num}",

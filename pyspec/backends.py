@@ -146,7 +146,7 @@ def call(spec: OpSpec, args: tuple[Any, ...], kwargs: dict[str, Any], backend: s
 
 def complete(op: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """The arguments with None for the optional tensors that are not given at the end (the halves of a plan take them all)."""
-    return (*args, *(None,) * (len(OPS[op].inputs) - len(args))) if op in OPS else args
+    return OPS[op].complete(args) if op in OPS else args
 
 
 def kernel(op: str, backend: str) -> Callable[..., Any]:

@@ -103,9 +103,10 @@ class OpSpec:
     def schema(self) -> str:
         """The torch.library schema, e.g. `rms_norm(Tensor x, Tensor weight, *, float eps=1e-6) -> Tensor`."""
         parts, alias = [], iter("abcdefgh")
-        for term in self.inputs:
+        for i, term in enumerate(self.inputs):
             mutated = f"({next(alias)}!)" if term.mutated else ""
-            parts.append(f"Tensor{mutated}{'?' if term.optional else ''} {term.name}")
+            default = "=None" if all(later.optional for later in self.inputs[i:]) else ""
+            parts.append(f"Tensor{mutated}{'?' if term.optional else ''} {term.name}{default}")
         if self.scalars:
             parts.append("*")
         for scalar in self.scalars:
@@ -122,6 +123,7 @@ class OpSpec:
         sizes: dict[str, tuple[int, str]] = {}
         first: tuple[torch.device, str] | None = None
         tensors: dict[str, Tensor | None] = {}
+        args = self.complete(args)
         letters = self._letters(args)  # an expression may use a letter of a later tensor
         for term, tensor in zip(self.inputs, args, strict=True):
             tensors[term.name] = tensor
@@ -166,6 +168,7 @@ class OpSpec:
         sizes: dict[str, Any] = {
             s.name: kwargs.get(s.name, int(s.default or 0)) for s in self.scalars if s.type == "int"
         }
+        args = self.complete(args)
         sizes.update(self._letters(args))
         if self.derive is not None:
             sizes.update(self.derive(sizes, kwargs))
@@ -180,6 +183,10 @@ class OpSpec:
             )
             outputs.append(args[0].new_empty(shape, dtype=dtype))
         return outputs[0] if len(outputs) == 1 else tuple(outputs) if outputs else None
+
+    def complete(self, args: Sequence[Any]) -> tuple[Any, ...]:
+        """The tensors with None for those that are not given at the end."""
+        return (*args, *(None,) * (len(self.inputs) - len(args)))
 
     def _letters(self, args: Sequence[Any]) -> dict[str, int]:
         """Sizes of the letters by the first tensor of the right rank that has them."""

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# over the limit: one function per op, each with its documentation, where users look for all of them.
 """The low-level API: one function per op. Shapes by the letters of docs/structure.md; contracts in pyspec/spec.
 
 Every function takes `backend=None` (the best that can run the call) or a name ("cpu", "cuda", "triton", "spec"), which is
@@ -22,6 +23,7 @@ __all__ = [
     "append_kv",
     "build_tree",
     "commit_kv",
+    "draw_children",
     "embedding",
     "fp8_linear",
     "gelu_mul",
@@ -40,6 +42,7 @@ __all__ = [
     "softcap",
     "tile_kv",
     "tree_attention",
+    "verify_drawn",
     "verify_tree",
     "w4a16_linear",
     "w8a8_linear",
@@ -146,32 +149,37 @@ def tree_attention(
 
 
 def sample(
-    logits: Tensor, positions: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, seed: Tensor, stream: Tensor,
-    *, num_logprobs: int = 0, backend: str | None = None,
+    logits: Tensor, positions: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, typical_p: Tensor,
+    seed: Tensor, stream: Tensor, edited: Tensor | None = None,
+    *, num_logprobs: int = 0, with_logprobs: bool = True, backend: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """One token per row of logits [T, V] f32, the same bits on every backend.
 
     positions [T] i32 (absolute position of the token to be emitted), temperature [T] f32 (0 greedy), top_k [T] i32 (0 off),
-    top_p [T] f32 (1 off), min_p [T] f32 (0 off), seed [T] i64, stream [T] i32 (sample index of the request).
-    Returns token [T] i32, logprob [T] f32 (of the raw logits), top_tokens [T, N] i32, top_logprobs [T, N] f32, N = num_logprobs.
+    top_p [T] f32 (1 off), min_p [T] f32 (0 off), typical_p [T] f32 (1 off), seed [T] i64, stream [T] i32 (sample index of the
+    request). edited [T, V] f32 are the rows to pick from where they are not `logits` (see edit_logits). Returns token [T] i32,
+    logprob [T] f32 (of `logits`; 0 without with_logprobs), top_tokens [T, N] i32, top_logprobs [T, N] f32, N = num_logprobs.
+    A row without a finite value has no law: token 0, and every logprob NaN.
     """
-    args = (logits, positions, temperature, top_k, top_p, min_p, seed, stream)
-    return call(spec.sample, args, {"num_logprobs": num_logprobs}, backend)
+    args = (logits, positions, temperature, top_k, top_p, min_p, typical_p, seed, stream, edited)
+    return call(spec.sample, args, {"num_logprobs": num_logprobs, "with_logprobs": with_logprobs}, backend)
 
 
 def verify_tree(
     logits: Tensor, tokens: Tensor, parents: Tensor, cu_t: Tensor, position: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor,
-    min_p: Tensor, seed: Tensor, stream: Tensor, *, max_path: int, num_logprobs: int = 0, backend: str | None = None,
+    min_p: Tensor, typical_p: Tensor, seed: Tensor, stream: Tensor, edited: Tensor | None = None,
+    *, max_path: int, num_logprobs: int = 0, with_logprobs: bool = True, backend: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Walk each request's token tree with the tokens of plain decoding; the tree cannot change what is emitted.
 
     logits [T, V] f32 (a row per node), tokens [T] i32, parents [T] i32 (local, -1 for the root), cu_t [B+1] i32,
-    position [B] i32 (absolute position of the root); the other tensors [B] as in `sample`. Returns path [B, E] i32
+    position [B] i32 (absolute position of the root); the other tensors [B] and edited [T, V] as in `sample`. Returns path [B, E] i32
     (local indices of accepted nodes, root first), path_len [B] i32, emitted [B, E] i32 (the last one is the next root),
     logprobs [B, E] f32, top_tokens [B, E, N] i32, top_logprobs [B, E, N] f32; E = max_path, N = num_logprobs.
     """
-    args = (logits, tokens, parents, cu_t, position, temperature, top_k, top_p, min_p, seed, stream)
-    return call(spec.verify_tree, args, {"max_path": max_path, "num_logprobs": num_logprobs}, backend)
+    laws = (position, temperature, top_k, top_p, min_p, typical_p, seed, stream)
+    kwargs = {"max_path": max_path, "num_logprobs": num_logprobs, "with_logprobs": with_logprobs}
+    return call(spec.verify_tree, (logits, tokens, parents, cu_t, *laws, edited), kwargs, backend)
 
 
 def build_tree(
@@ -189,6 +197,42 @@ def build_tree(
     """
     args = (logits, node_score, cu_t, position, temperature, seed, stream, ids)
     return call(spec.build_tree, args, {"width": width, "rule": rule}, backend)
+
+
+def draw_children(
+    logits: Tensor, count: Tensor, temperature: Tensor, seed: Tensor, stream: Tensor, step: Tensor, node: Tensor,
+    *, width: int, rule: str = "without_replacement", backend: str | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Draw the children of T frontier nodes from the draft's law softmax(logits / temperature), with fresh randomness.
+
+    logits [T, V] f32 (a row per node), count [T] i32 (children of each, at most width), temperature [T] f32, seed [T] i64, stream [T]
+    i32, step [T] i32 (counts the steps of the request), node [T] i32 (index of the node in its tree). `rule` is "iid",
+    "without_replacement" or "hybrid" (the first child drawn, then the likeliest others). Returns token [T, width] i32, siblings in
+    verification order, -1 where there is none, and log_q [T, width] f32, the log of each token's probability in the draft's law.
+    """
+    args = (logits, count, temperature, seed, stream, step, node)
+    return call(spec.draw_children, args, {"width": width, "rule": rule}, backend)
+
+
+def verify_drawn(
+    logits: Tensor, tokens: Tensor, parents: Tensor, cu_t: Tensor, drawn: Tensor, draft_logits: Tensor, draft_row: Tensor,
+    draft_temperature: Tensor, step: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor,
+    typical_p: Tensor, seed: Tensor, stream: Tensor, edited: Tensor | None = None,
+    *, walk: str = "traversal", max_path: int, num_logprobs: int = 0, with_logprobs: bool = True, backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Verify each request's token tree by how its nodes were drawn: what is emitted follows the target's law exactly.
+
+    As verify_tree, with fresh randomness keyed by step [B] i32 in place of the noise of positions. drawn [T] i32: 0 chosen without
+    randomness, 1 iid, 2 without replacement (the first child of "hybrid": 2, the others 0). draft_logits [R, V] f32, draft_row [T] i32
+    (the row that the node's children were drawn from, -1: none), draft_temperature [B] f32. `walk` is "traversal" (block verification
+    on a chain), "top_down" or "target" (needs neither drawn nor the draft's rows; exact for any tree). Results as verify_tree.
+    """
+    trees = (logits, tokens, parents, cu_t, drawn, draft_logits, draft_row, draft_temperature)
+    laws = (step, temperature, top_k, top_p, min_p, typical_p, seed, stream)
+    logprobs = {"num_logprobs": num_logprobs, "with_logprobs": with_logprobs}
+    return call(
+        spec.verify_drawn, (*trees, *laws, edited), {"walk": walk, "max_path": max_path, **logprobs}, backend
+    )
 
 
 def embedding(ids: Tensor, weight: Tensor, *, scale: float = 1.0, backend: str | None = None) -> Tensor:

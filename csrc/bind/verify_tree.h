@@ -45,17 +45,23 @@ template <Launch<VerifyTreeParams> kLaunch, Place kPlace>
 Walked verify_tree(const at::Tensor& logits, const at::Tensor& tokens, const at::Tensor& parents,
                    const at::Tensor& cu_t, const at::Tensor& position, const at::Tensor& temperature,
                    const at::Tensor& top_k, const at::Tensor& top_p, const at::Tensor& min_p,
-                   const at::Tensor& seed, const at::Tensor& stream, int64_t max_path, int64_t num_logprobs) {
+                   const at::Tensor& typical_p, const at::Tensor& seed, const at::Tensor& stream,
+                   const std::optional<at::Tensor>& edited_, int64_t max_path, int64_t num_logprobs,
+                   bool with_logprobs) {
   Dim T{"T"}, V{"V"}, B{"B"};
   Checker check("verify_tree");
   check.tensor("logits", logits, {T, V}, {at::kFloat});
   check.tensor("tokens", tokens, {T}, {at::kInt});
   check.tensor("parents", parents, {T}, {at::kInt});
-  check.tensor("cu_t", cu_t,
-               {offsets_size(cu_t, {&position, &temperature, &top_k, &top_p, &min_p, &seed, &stream})},
-               {at::kInt});
-  const LawTensors law(check, B, "position", position, temperature, top_k, top_p, min_p, seed, stream);
-  law.check_ranges(check, V.size, num_logprobs, kPlace);
+  check.tensor(
+      "cu_t", cu_t,
+      {offsets_size(cu_t, {&position, &temperature, &top_k, &top_p, &min_p, &typical_p, &seed, &stream})},
+      {at::kInt});
+  const LawTensors law(check, B, "position", position, temperature, top_k, top_p, min_p, typical_p, seed,
+                       stream);
+  if (edited_) check.tensor("edited", *edited_, {T, V}, {at::kFloat});
+  check.value(kPlace == Place::kCpu || !edited_, "edited", "None (kernels of GPUs pick from logits)", "rows");
+  law.check_ranges(check, V.size, num_logprobs, with_logprobs, kPlace);
   const at::Tensor node_tokens = tokens.contiguous(), node_parents = parents.contiguous(),
                    offsets = cu_t.contiguous();
   int64_t longest = 0;
@@ -67,7 +73,7 @@ Walked verify_tree(const at::Tensor& logits, const at::Tensor& tokens, const at:
   }
   check.value(max_path >= longest, "max_path",
               ">= " + std::to_string(longest) + " (nodes of the longest path)", max_path);
-  const at::Tensor rows = logits.stride(1) == 1 ? logits : logits.contiguous();
+  const at::Tensor rows = logit_rows(logits), edited = logit_rows(edited_);
   at::Tensor path = at::empty({B.size, max_path}, tokens.options());
   at::Tensor path_len = at::empty({B.size}, tokens.options());
   at::Tensor emitted = at::empty({B.size, max_path}, tokens.options());
@@ -86,8 +92,10 @@ Walked verify_tree(const at::Tensor& logits, const at::Tensor& tokens, const at:
                             law.top_k.const_data_ptr<int32_t>(),
                             law.top_p.const_data_ptr<float>(),
                             law.min_p.const_data_ptr<float>(),
+                            law.typical_p.const_data_ptr<float>(),
                             law.seed.const_data_ptr<int64_t>(),
                             law.stream.const_data_ptr<int32_t>(),
+                            rows_data(edited),
                             path.mutable_data_ptr<int32_t>(),
                             path_len.mutable_data_ptr<int32_t>(),
                             emitted.mutable_data_ptr<int32_t>(),
@@ -101,7 +109,9 @@ Walked verify_tree(const at::Tensor& logits, const at::Tensor& tokens, const at:
                             V.size,
                             max_path,
                             num_logprobs,
-                            rows.stride(0)});
+                            rows.stride(0),
+                            rows_stride(edited),
+                            with_logprobs});
   return {path, path_len, emitted, logprobs, top_tokens, top_logprobs};
 }
 

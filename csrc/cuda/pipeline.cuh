@@ -16,7 +16,7 @@
 namespace pyspec::cuda {
 
 struct Law {
-  float temperature, top_p, min_p;
+  float temperature, top_p, min_p, typical_p;
   int32_t top_k, stream;
   int64_t seed;
 
@@ -26,7 +26,7 @@ struct Law {
 
 struct Pick {
   int32_t* token;
-  float* logprob;       // null: not wanted
+  float* logprob;
   int32_t* top_tokens;  // [num_logprobs]
   float* top_logprobs;  // [num_logprobs]
 };
@@ -123,22 +123,24 @@ __device__ inline int32_t draw(const Row& row, const Law& law, int64_t position,
 }
 
 // The pick from a row at an absolute position. Every thread returns the token; outputs are written.
+// typical-p is refused before a launch where its values can be read; where they could not be, a row that asks
+// for it has no law.
 __device__ inline int32_t pick(const float* logits, int64_t vocab, int64_t position, const Law& law,
-                               int64_t num_logprobs, const Pick& out, Scratch& s) {
+                               bool with_logprobs, int64_t num_logprobs, const Pick& out, Scratch& s) {
   const Row row(logits, vocab, s);
   const int t = int(threadIdx.x);
-  if (row.dead()) {
+  if (row.dead() || law.typical_p < 1) {
     const float nan = __uint_as_float(0x7fc00000u);
     if (t == 0) *out.token = 0;
-    if (t == 0 && out.logprob) *out.logprob = nan;
+    if (t == 0) *out.logprob = nan;
     for (int64_t i = t; i < num_logprobs; i += kThreads) {
       out.top_tokens[i] = int32_t(i);
       out.top_logprobs[i] = nan;
     }
     return 0;
   }
-  const double raw_sum = out.logprob ? lane_sum(row, s, Weights{row, kLog2e, kNoKey}) : 0;
-  const double log_sum = out.logprob ? log_positive(raw_sum) : 0;
+  const double raw_sum = with_logprobs ? lane_sum(row, s, Weights{row, kLog2e, kNoKey}) : 0;
+  const double log_sum = with_logprobs ? log_positive(raw_sum) : 0;
   // One pass gives the most likely tokens, top-k's and the head in which top-p usually ends.
   const bool greedy = law.temperature < kGreedyBelow;
   const int head = greedy ? 0 : law.lists_k(vocab) ? law.top_k : law.top_p < 1 ? kHead : 0;
@@ -152,7 +154,7 @@ __device__ inline int32_t pick(const float* logits, int64_t vocab, int64_t posit
   const int32_t token = greedy ? row.argmax() : draw(row, law, position, head, found, raw_sum, s);
   if (t == 0) {
     *out.token = token;
-    if (out.logprob) *out.logprob = float(row.centred(row.value(token)) - log_sum);
+    *out.logprob = with_logprobs ? float(row.centred(row.value(token)) - log_sum) : 0.0f;
   }
   return token;
 }

@@ -21,10 +21,12 @@ __global__ void __launch_bounds__(cuda::kThreads, 1) sample_rows(const SamplePar
   PYSPEC_DYNAMIC_SHARED(smem);
   auto& scratch = *reinterpret_cast<cuda::Scratch*>(smem);
   const int64_t t = blockIdx.x;
-  const cuda::Law law{p.temperature[t], p.top_p[t], p.min_p[t], p.top_k[t], p.stream[t], p.seed[t]};
-  const cuda::Pick out{p.token + t, p.logprob ? p.logprob + t : nullptr, p.top_tokens + t * p.num_logprobs,
+  const cuda::Law law{p.temperature[t], p.top_p[t],  p.min_p[t], p.typical_p[t],
+                      p.top_k[t],       p.stream[t], p.seed[t]};
+  const cuda::Pick out{p.token + t, p.logprob + t, p.top_tokens + t * p.num_logprobs,
                        p.top_logprobs + t * p.num_logprobs};
-  cuda::pick(p.logits + t * p.logits_stride_t, p.V, p.positions[t], law, p.num_logprobs, out, scratch);
+  cuda::pick(p.logits + t * p.logits_stride_t, p.V, p.positions[t], law, p.with_logprobs, p.num_logprobs, out,
+             scratch);
 }
 
 }  // namespace

@@ -20,22 +20,19 @@ namespace {
 using cuda::kThreads;
 
 __device__ cuda::Law law_of(const VerifyTreeParams& p, int64_t b) {
-  return {p.temperature[b], p.top_p[b], p.min_p[b], p.top_k[b], p.stream[b], p.seed[b]};
+  return {p.temperature[b], p.top_p[b], p.min_p[b], p.typical_p[b], p.top_k[b], p.stream[b], p.seed[b]};
 }
 
-// Where the pick of entry i of `tokens` and `logprobs` goes, and its most likely tokens; `logprobs` may be
-// null.
+// Where the pick of entry i of `tokens` and `logprobs` goes, and its most likely tokens.
 __device__ cuda::Pick place(int32_t* tokens, float* logprobs, int32_t* top_tokens, float* top_logprobs,
                             int64_t i, int64_t num_logprobs) {
-  return {tokens + i, logprobs ? logprobs + i : nullptr, top_tokens + i * num_logprobs,
-          top_logprobs + i * num_logprobs};
+  return {tokens + i, logprobs + i, top_tokens + i * num_logprobs, top_logprobs + i * num_logprobs};
 }
 __device__ cuda::Pick path_place(const VerifyTreeParams& p, int64_t i) {
   return place(p.emitted, p.logprobs, p.top_tokens, p.top_logprobs, i, p.num_logprobs);
 }
 __device__ cuda::Pick node_place(const VerifyTreeParams& p, int64_t t) {
-  return place(p.node_picks, p.logprobs ? p.node_logprobs : nullptr, p.node_picks + p.T,
-               p.node_logprobs + p.T, t, p.num_logprobs);
+  return place(p.node_picks, p.node_logprobs, p.node_picks + p.T, p.node_logprobs + p.T, t, p.num_logprobs);
 }
 
 // Walks request b: pick_node(t, depth, out) gives the token of node t (of all requests) and writes it to
@@ -61,7 +58,7 @@ __device__ void walk(const VerifyTreeParams& p, int64_t b, cuda::Scratch& s, Pic
   for (int64_t i = row + depth + t; i < row + p.max_path; i += kThreads) {
     p.path[i] = -1;
     p.emitted[i] = -1;
-    if (p.logprobs) p.logprobs[i] = 0.0f;
+    p.logprobs[i] = 0.0f;
   }
   for (int64_t i = (row + depth) * N + t; i < (row + p.max_path) * N; i += kThreads) {
     p.top_tokens[i] = -1;
@@ -75,7 +72,7 @@ __global__ void __launch_bounds__(kThreads, 1) walk_rows(const VerifyTreeParams 
   const int64_t b = blockIdx.x;
   walk(p, b, scratch, [&](int64_t node, int64_t depth, const cuda::Pick& out) {
     return cuda::pick(p.logits + node * p.logits_stride_t, p.V, int64_t(p.position[b]) + depth + 1,
-                      law_of(p, b), p.num_logprobs, out, scratch);
+                      law_of(p, b), p.with_logprobs, p.num_logprobs, out, scratch);
   });
 }
 
@@ -91,7 +88,7 @@ __global__ void __launch_bounds__(kThreads, 1) pick_nodes(const VerifyTreeParams
     for (int64_t i = p.parents[node]; i >= 0 && depth < p.max_path; i = p.parents[begin + i]) ++depth;
   if (depth >= p.max_path) return;  // no walk comes here
   cuda::pick(p.logits + node * p.logits_stride_t, p.V, int64_t(p.position[b]) + depth + 1, law_of(p, b),
-             p.num_logprobs, node_place(p, node), scratch);
+             p.with_logprobs, p.num_logprobs, node_place(p, node), scratch);
 }
 
 __global__ void __launch_bounds__(kThreads, 1) follow_picks(const VerifyTreeParams p) {
@@ -100,7 +97,7 @@ __global__ void __launch_bounds__(kThreads, 1) follow_picks(const VerifyTreePara
   walk(p, blockIdx.x, scratch, [&](int64_t node, int64_t, const cuda::Pick& out) {
     const cuda::Pick from = node_place(p, node);
     if (threadIdx.x == 0) *out.token = *from.token;
-    if (threadIdx.x == 0 && out.logprob) *out.logprob = *from.logprob;
+    if (threadIdx.x == 0) *out.logprob = *from.logprob;
     for (int64_t i = threadIdx.x; i < p.num_logprobs; i += kThreads) {
       out.top_tokens[i] = from.top_tokens[i];
       out.top_logprobs[i] = from.top_logprobs[i];

@@ -16,7 +16,8 @@ from pyspec.trees.token_tree import TokenTree
 
 # Sampling parameters of a request, in the order of verify_tree
 LAWS = {
-    "temperature": np.float32, "top_k": np.int32, "top_p": np.float32, "min_p": np.float32, "seed": np.int64, "stream": np.int32,
+    "temperature": np.float32, "top_k": np.int32, "top_p": np.float32, "min_p": np.float32, "typical_p": np.float32,
+    "seed": np.int64, "stream": np.int32,
 }  # fmt: skip
 
 
@@ -130,10 +131,10 @@ class StepBatch:
         return self.row_tokens[rows], self.row_parents[rows], self.cu_r[offsets], roots, *laws
 
 
-def _law(request: Request) -> tuple[float, int, float, float, int, int]:
+def _law(request: Request) -> tuple[float, int, float, float, float, int, int]:
     """The values of LAWS."""
     p = request.params
-    return p.temperature, p.top_k, p.top_p, p.min_p, p.seed, p.stream_index
+    return p.temperature, p.top_k, p.top_p, p.min_p, p.typical_p, p.seed, p.stream_index
 
 
 def _array(size: int, dtype: type = np.int32) -> tuple[Tensor, NDArray[np.integer]]:

@@ -118,7 +118,7 @@ class PaddedBatch:
             arrays[name][B + 1 : self.B + 1] = used
             arrays[name][self.B + 1] = padded
         for name in PER_REQUEST:
-            arrays[name][B:] = 1 if name == "top_p" else 0
+            arrays[name][B:] = 1 if name in ("top_p", "typical_p") else 0
         table = arrays["page_table"]
         table[:B, : batch.page_table.size(1)] = batch.arrays["page_table"][:B]
         table[B : self.B] = self._pages[0]

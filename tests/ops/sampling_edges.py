@@ -21,12 +21,12 @@ def rows_of(logits: Tensor, position: int, law: Law) -> tuple[Tensor, ...]:
     many = lambda value, dtype: torch.full((n,), value, dtype=dtype)
     return (
         logits, many(position, torch.int32), many(law.temperature, torch.float32), many(law.top_k, torch.int32),
-        many(law.top_p, torch.float32), many(law.min_p, torch.float32), many(law.seed, torch.int64),
-        many(law.stream, torch.int32),
+        many(law.top_p, torch.float32), many(law.min_p, torch.float32), many(law.typical_p, torch.float32),
+        many(law.seed, torch.int64), many(law.stream, torch.int32),
     )  # fmt: skip
 
 
-def wide_call(rng: random.Random) -> Call:
+def wide_call(rng: random.Random, typical: bool = True) -> Call:
     """Rows of 1025 to 9000 tokens whose filters keep thousands: smooth, tied, sorted either way, mostly masked."""
     vocab, rows = rng.choice([1025, 2047, 2048, 2049, 4097, 9000]), 2
     g = torch.Generator().manual_seed(rng.randrange(2**31))
@@ -44,6 +44,7 @@ def wide_call(rng: random.Random) -> Call:
         many([0, 0, 1000, 1024, 1025, min(1500, vocab), vocab - 1, vocab], torch.int32),
         many([1.0, 0.999, 0.95, 0.7, 0.5, 0.25, 0.125], torch.float32),
         many([0.0, 0.0, 0.1, 0.9], torch.float32),
+        many([1.0, 1.0, 0.99, 0.9, 0.5, 0.01] if typical else [1.0], torch.float32),
         torch.randint(0, 2**62, (rows,), generator=g),
         many([0, 1], torch.int32),
     )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import subprocess
@@ -29,8 +30,8 @@ def rows_of(logits: Tensor, law: Law, positions: Tensor) -> tuple[Tensor, ...]:
     many = lambda value, dtype: torch.full((n,), value, dtype=dtype)
     return (
         logits.expand(n, -1), positions.int(), many(law.temperature, torch.float32), many(law.top_k, torch.int32),
-        many(law.top_p, torch.float32), many(law.min_p, torch.float32), many(law.seed, torch.int64),
-        many(law.stream, torch.int32),
+        many(law.top_p, torch.float32), many(law.min_p, torch.float32), many(law.typical_p, torch.float32),
+        many(law.seed, torch.int64), many(law.stream, torch.int32),
     )  # fmt: skip
 
 
@@ -139,16 +140,73 @@ def test_min_p_is_relative_to_the_most_likely() -> None:
     assert support(logits, min_p=1e-40) == {0, 1, 2, 3, 4}
 
 
+def test_typical_p_keeps_what_is_nearest_the_entropy() -> None:
+    """Weights 8, 4, 2, 1, 1: the entropy is 1.875 bits, the surprises are 1, 2, 3, 4, 4."""
+    logits = [math.log(weight) for weight in (4, 8, 1, 2, 1)]
+    assert support(logits, typical_p=1e-6) == {0}
+    assert support(logits, typical_p=0.24) == {0}
+    assert support(logits, typical_p=0.26) == {0, 1}
+    assert support(logits, typical_p=0.74) == {0, 1}
+    assert support(logits, typical_p=0.76) == {0, 1, 3}
+    assert support(logits, typical_p=0.89) == {0, 1, 2, 3, 4}  # equally far: both
+    assert support(logits, typical_p=0.9, top_k=2) == {0, 1}  # the entropy of what is left
+    assert support(logits, typical_p=0.9, min_p=0.2) == {0, 1, 3}
+    assert support(logits, typical_p=0.3, temperature=0.0) == {1}
+    assert support([0.0, 0.0, -torch.inf], typical_p=0.5) == {0, 1}
+
+
+def test_tokens_come_from_the_edited_rows_and_logprobs_from_the_raw_ones() -> None:
+    logits, edited = torch.randn(2, 50, generator=torch.Generator().manual_seed(2)), torch.zeros(2, 50)
+    edited[0, :40], edited[1] = -torch.inf, torch.nan
+    args = rows_of(logits, Law(1.0, 0, 0.9, 0.0, 1, 0), torch.arange(2))
+    token, logprob, top, top_logprobs = ops.sample(*args, edited, num_logprobs=3)
+    assert token[0] >= 40
+    assert logprob[0] == logits[0].double().log_softmax(0)[token[0]].float()
+    assert top[0].tolist() == logits[0].topk(3).indices.tolist()
+    assert token[1] == 0  # no finite value is left
+    assert top[1].tolist() == [0, 1, 2]
+    assert logprob[1].isnan()
+    assert top_logprobs[1].isnan().all()
+    same, none, *_ = ops.sample(*args, edited, with_logprobs=False)
+    assert torch.equal(same, token)
+    assert none[0] == 0
+    assert none[1].isnan()
+
+
+@pytest.mark.parametrize("backend", ["spec", pytest.param("cpu", marks=needs_native)])
+def test_edited_rows_and_logprobs_are_checked(backend: str) -> None:
+    args = rows_of(torch.zeros(1, 5), Law(1.0, 0, 1.0, 0.0, 1, 0), torch.arange(2))
+    for edited, message in (
+        (torch.zeros(2, 4), "edited must be [T, V] with V=5 (from logits.size(1)), got [2, 4]"),
+        (torch.zeros(1, 5), "edited must be [T, V] with T=2 (from logits.size(0)), got [1, 5]"),
+        (torch.zeros(5), "edited must be [T, V], got [5]"),
+    ):
+        error = error_of(lambda edited=edited: ops.sample(*args, edited, backend=backend))
+        assert error == (ValueError, f"sample: {message}")
+    with pytest.raises(TypeError, match="sample: edited must be f32, got f64"):
+        ops.sample(*args, torch.zeros(2, 5).double(), backend=backend)
+    with pytest.raises(ValueError, match="sample: num_logprobs must be 0 without logprobs, got 2"):
+        ops.sample(*args, num_logprobs=2, with_logprobs=False, backend=backend)
+
+
 def test_filters_keep_what_sorting_the_law_keeps() -> None:
     """Against the textbook: softmax, sort, cumulate in float64, on rows whose boundaries are not within rounding."""
     g = torch.Generator().manual_seed(0)
-    for law in (Law(0.7, 20, 0.8, 0.03, 0, 0), Law(1.3, 0, 0.6, 0.0, 0, 0), Law(1.0, 7, 1.0, 0.2, 0, 0)):
+    for law in (
+        Law(0.7, 20, 0.8, 0.03, 0, 0), Law(1.3, 0, 0.6, 0.0, 0, 0), Law(1.0, 7, 1.0, 0.2, 0, 0),
+        Law(0.8, 0, 1.0, 0.0, 0, 0, 0.6), Law(2.0, 300, 0.98, 0.01, 0, 0, 0.9),
+    ):  # fmt: skip
         z = 2 * torch.randn(500, generator=g).double()
         p, order = (z / law.temperature).softmax(0).sort(descending=True)
         p[law.top_k or 500 :] = 0
         p = p / p.sum()
         p[(p.cumsum(0) - p) >= law.top_p] = 0
         p[p < law.min_p * p[0]] = 0
+        p = p / p.sum()
+        surprise = -p.log()
+        nearest = (surprise - torch.special.entr(p).sum()).abs().sort().indices
+        cumulated = p[nearest].cumsum(0)
+        p[nearest[cumulated - p[nearest] >= law.typical_p]] = 0
         assert set(order[p > 0].tolist()) == set(
             pipeline.kept(z - z.max(), order, law).nonzero().flatten().tolist()
         )
@@ -180,6 +238,8 @@ def test_logprobs_are_those_of_the_raw_row() -> None:
         ("top_p", torch.nan, r"sample: top_p\[1\] must be in \(0, 1\], got nan"),
         ("min_p", -1e-6, r"sample: min_p\[1\] must be in \[0, 1\], got -1e-06"),
         ("min_p", torch.nan, r"sample: min_p\[1\] must be in \[0, 1\], got nan"),
+        ("typical_p", 0.0, r"sample: typical_p\[1\] must be in \(0, 1\], got 0"),
+        ("typical_p", torch.nan, r"sample: typical_p\[1\] must be in \(0, 1\], got nan"),
         ("num_logprobs", 42, r"sample: num_logprobs must be in \[0, 41\], got 42"),
         ("num_logprobs", -1, r"sample: num_logprobs must be in \[0, 41\], got -1"),
     ],
@@ -188,7 +248,7 @@ def test_logprobs_are_those_of_the_raw_row() -> None:
 def test_bad_values_are_refused(name: str, value: float, rule: str, backend: str) -> None:
     case = next(iter(spec.sample.cases()))
     args, kwargs = (
-        {t.name: a.clone() for t, a in zip(spec.sample.inputs, case.args, strict=True)},
+        {t.name: a.clone() for t, a in zip(spec.sample.inputs, case.args, strict=True) if a is not None},
         dict(case.kwargs),
     )
     if name in args:

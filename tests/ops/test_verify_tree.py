@@ -15,8 +15,10 @@ from pyspec import ops, spec
 from pyspec.contract import Case
 
 VOCAB, LENGTH, WINDOW = 13, 40, 3  # the synthetic model looks at the last WINDOW tokens
-LAWS = [  # temperature, top_k, top_p, min_p
-    (0.0, 0, 1.0, 0.0), (0.7, 0, 1.0, 0.0), (1.0, 0, 0.8, 0.0), (1.0, 4, 1.0, 0.0), (1.3, 6, 0.9, 0.1), (0.9, 0, 1.0, 0.2),
+LawValues = tuple[float, int, float, float, float]
+LAWS: list[LawValues] = [  # temperature, top_k, top_p, min_p, typical_p
+    (0.0, 0, 1.0, 0.0, 1.0), (0.7, 0, 1.0, 0.0, 1.0), (1.0, 0, 0.8, 0.0, 1.0), (1.0, 4, 1.0, 0.0, 1.0),
+    (1.3, 6, 0.9, 0.1, 1.0), (0.9, 0, 1.0, 0.2, 1.0), (1.1, 0, 1.0, 0.0, 0.7), (0.9, 9, 0.95, 0.02, 0.8),
 ]  # fmt: skip
 
 
@@ -29,10 +31,9 @@ def model(context: list[int]) -> Tensor:
     return (4 * torch.randn(VOCAB, generator=g)).round() / 2
 
 
-def parameters(law: tuple[float, int, float, float], seed: int, stream: int) -> tuple[Tensor, ...]:
-    values = zip(
-        (*law, seed, stream), ("float32", "int32", "float32", "float32", "int64", "int32"), strict=True
-    )
+def parameters(law: LawValues, seed: int, stream: int) -> tuple[Tensor, ...]:
+    dtypes = ("float32", "int32", "float32", "float32", "float32", "int64", "int32")
+    values = zip((*law, seed, stream), dtypes, strict=True)
     return tuple(torch.tensor([value], dtype=getattr(torch, dtype)) for value, dtype in values)
 
 
@@ -63,7 +64,7 @@ def random_tree(
 
 
 @pytest.mark.parametrize("law", LAWS, ids=str)
-def test_walks_of_random_trees_equal_plain_decoding(law: tuple[float, int, float, float]) -> None:
+def test_walks_of_random_trees_equal_plain_decoding(law: LawValues) -> None:
     rng, steps, walks = random.Random(str(law)), 0, 0
     for seed in range(8):
         root, position, stream = rng.randrange(VOCAB), rng.randrange(1000), seed % 3
@@ -129,7 +130,7 @@ def greedy_call() -> dict[str, Tensor | int]:
     return {
         "logits": logits, "tokens": ints(7, 1, 1, 2, 0, 5), "parents": ints(-1, 0, 0, 1, -1, 0), "cu_t": ints(0, 4, 4, 6),
         "position": ints(5, 0, 9), "temperature": torch.zeros(3), "top_k": ints(0, 0, 0), "top_p": torch.ones(3),
-        "min_p": torch.zeros(3), "seed": torch.zeros(3, dtype=torch.int64), "stream": ints(0, 0, 0), "max_path": 4,
+        "min_p": torch.zeros(3), "typical_p": torch.ones(3), "seed": torch.zeros(3, dtype=torch.int64), "stream": ints(0, 0, 0), "max_path": 4,
     }  # fmt: skip
 
 
@@ -155,7 +156,8 @@ def test_requests_do_not_depend_on_the_batch() -> None:
     args, kwargs = next(
         call for call in map(tree_call, map(random.Random, range(99))) if call[0][4].numel() == 4
     )
-    logits, tokens, parents, cu_t, *law = args
+    logits, tokens, parents, cu_t, *law = args[:12]
+    edited = args[12:]
     whole = ops.verify_tree(*args, **kwargs)
     for b in range(4):
         nodes = slice(int(cu_t[b]), int(cu_t[b + 1]))
@@ -165,6 +167,7 @@ def test_requests_do_not_depend_on_the_batch() -> None:
             parents[nodes],
             cu_t[b : b + 2] - cu_t[b],
             *(t[b : b + 1] for t in law),
+            *(t[nodes] for t in edited),
         )
         for a, w in zip(ops.verify_tree(*one, **kwargs), whole, strict=True):
             assert torch.equal(bits(a[0]), bits(w[b]))

@@ -20,20 +20,22 @@ from pyspec.kernels import sample as kernels
 from pyspec.kernels.aot import compiled
 
 
-def check_bits(args: tuple[Tensor, ...], num_logprobs: int) -> None:
-    got = kernels.sample(*args, num_logprobs=num_logprobs)
-    for a, b in zip(got, spec.sample.run(*args, num_logprobs=num_logprobs), strict=True):
+def check_bits(args: tuple[Tensor, ...], num_logprobs: int, with_logprobs: bool = True) -> None:
+    got = kernels.sample(*args, num_logprobs=num_logprobs, with_logprobs=with_logprobs)
+    want = spec.sample.run(*args, num_logprobs=num_logprobs, with_logprobs=with_logprobs)
+    for a, b in zip(got, want, strict=True):
         same_bits(a, b)
 
 
 def laws(rows: int, **given: float) -> tuple[Tensor, ...]:
-    """position, temperature, top_k, top_p, min_p, seed, stream of plain sampling, one of them given."""
+    """position, temperature, top_k, top_p, min_p, typical_p, seed, stream of plain sampling, one of them given."""
     plain = {
         "position": 7,
         "temperature": 1.0,
         "top_k": 0,
         "top_p": 1.0,
         "min_p": 0.0,
+        "typical_p": 1.0,
         "seed": 3,
         "stream": 0,
     } | given
@@ -41,6 +43,7 @@ def laws(rows: int, **given: float) -> tuple[Tensor, ...]:
         "temperature": torch.float32,
         "top_p": torch.float32,
         "min_p": torch.float32,
+        "typical_p": torch.float32,
         "seed": torch.int64,
     }
     return tuple(
@@ -58,7 +61,9 @@ def test_hard_rows(vocab: int, seed: int) -> None:
     """Ties, special values, rows without any finite value; every filter at its limits."""
     rng, rows = random.Random(seed), 12
     logits = torch.stack([row(rng, vocab) for _ in range(rows)])
-    check_bits((logits, *law_tensors(rng, rows, vocab)), min(vocab, 40))
+    laws_ = law_tensors(rng, rows, vocab, typical=False)
+    check_bits((logits, *laws_), min(vocab, 40))
+    check_bits((logits, *laws_), 0, with_logprobs=False)
 
 
 @pytest.mark.parametrize("top_p", [0.5, 0.25, 0.7])
@@ -67,7 +72,7 @@ def test_top_p_between_equal_tokens(top_p: float) -> None:
     logits = torch.zeros(6, 64)
     logits[3:, ::2] = -1e4
     args = (logits, *laws(6, top_p=top_p))
-    args[6].copy_(torch.arange(6))
+    args[7].copy_(torch.arange(6))
     check_bits(args, 0)
 
 

@@ -16,18 +16,21 @@ struct VerifyTreeParams {
   const int32_t* top_k;      // [B]
   const float* top_p;        // [B]
   const float* min_p;        // [B]
+  const float* typical_p;    // [B]
   const int64_t* seed;       // [B]
   const int32_t* stream;     // [B]
-  int32_t* path;             // [B, max_path] local node indices, -1 beyond path_len
-  int32_t* path_len;         // [B]
-  int32_t* emitted;          // [B, max_path], -1 beyond path_len
-  float* logprobs;           // [B, max_path], 0 beyond path_len; null: not wanted
-  int32_t* top_tokens;       // [B, max_path, num_logprobs], -1 beyond path_len
-  float* top_logprobs;       // [B, max_path, num_logprobs], 0 beyond path_len
-  int32_t* node_picks;       // [T * (1 + num_logprobs)] memory for the CUDA kernel if picks_all_nodes(T)
-  float* node_logprobs;      // [T * (1 + num_logprobs)]
-  int64_t T, B, V, max_path, num_logprobs;  // num_logprobs must be 0 without logprobs
-  int64_t logits_stride_t;
+  const float* edited;   // [T, V], row stride edited_stride_t, or null: the rows to pick from are `logits`
+  int32_t* path;         // [B, max_path] local node indices, -1 beyond path_len
+  int32_t* path_len;     // [B]
+  int32_t* emitted;      // [B, max_path], -1 beyond path_len
+  float* logprobs;       // [B, max_path], 0 beyond path_len
+  int32_t* top_tokens;   // [B, max_path, num_logprobs], -1 beyond path_len
+  float* top_logprobs;   // [B, max_path, num_logprobs], 0 beyond path_len
+  int32_t* node_picks;   // [T * (1 + num_logprobs)] memory for the CUDA kernel if picks_all_nodes(T)
+  float* node_logprobs;  // [T * (1 + num_logprobs)]
+  int64_t T, B, V, max_path, num_logprobs;
+  int64_t logits_stride_t, edited_stride_t;
+  bool with_logprobs;  // else num_logprobs is 0, and the pass that sums exponentials is saved
 };
 
 // How the CUDA kernel takes T nodes: all of them at once, on multiprocessors that would idle otherwise, or a
