@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How large a tree pays: measured step times, calibrated acceptance, the size with most tokens a second."""
+"""What steps cost: seconds by nodes, context and requests, measured once per machine and model."""
 
 from __future__ import annotations
 
@@ -28,27 +28,33 @@ from .token_tree import TokenTree
 if TYPE_CHECKING:
     from pyspec.drafts.base import Proposal
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
 class CostTable:
-    """Seconds of one step by number of nodes and context length.
+    """Seconds of one step by number of nodes, context length and requests.
 
-    nodes     ascending node counts, the first is 1
-    contexts  ascending committed lengths L, at least one
-    seconds   seconds[c][n] for contexts[c] and nodes[n], finite and positive
+    nodes      ascending node counts, the first is 1
+    contexts   ascending committed lengths L, at least one
+    seconds    seconds[c][n] for contexts[c] and nodes[n] of one request, finite and positive
+    batches    ascending numbers of requests, the first is 1
+    surcharge  surcharge[c][b] >= 0: what as many nodes cost more if batches[b] requests have them, finite; 0 for one
 
-    Times between the points are interpolated linearly, made non-decreasing in the nodes (a measurement that
-    says otherwise is noise), held constant outside the contexts, and extrapolated with the last slope beyond
-    the nodes.
+    Times between the points are interpolated linearly, made non-decreasing in the nodes and requests (a measurement
+    that says otherwise is noise), held constant outside the contexts, and extrapolated with the last slope beyond
+    the nodes and requests. The sum seconds + surcharge is a model: weights are read once for all nodes, KV once for each request.
     """
 
     nodes: tuple[int, ...]
     contexts: tuple[int, ...]
     seconds: tuple[tuple[float, ...], ...]
+    batches: tuple[int, ...] = (1,)
+    surcharge: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self) -> None:
+        if not self.surcharge:
+            object.__setattr__(self, "surcharge", tuple((0.0,) * len(self.batches) for _ in self.contexts))
         if not self.nodes or self.nodes[0] != 1 or list(self.nodes) != sorted(set(self.nodes)):
             raise ValueError(f"CostTable: nodes must ascend from 1, got {list(self.nodes)}")
         contexts = list(self.contexts)
@@ -60,57 +66,76 @@ class CostTable:
         for value in (value for row in self.seconds for value in row):
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"CostTable: seconds must be finite and positive, got {value}")
+        if not self.batches or self.batches[0] != 1 or list(self.batches) != sorted(set(self.batches)):
+            raise ValueError(f"CostTable: batches must ascend from 1, got {list(self.batches)}")
+        if [len(row) for row in self.surcharge] != [len(self.batches)] * len(contexts):
+            shape = [len(contexts), len(self.batches)]
+            raise ValueError(
+                f"CostTable: surcharge must be {shape}, got {[len(row) for row in self.surcharge]}"
+            )
+        for value in (value for row in self.surcharge for value in row):
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"CostTable: surcharge must be finite and >= 0, got {value}")
 
     @classmethod
     def measure(
         cls,
-        step: Callable[[int, int], object],
+        step: Callable[[int, int, int], object],
         nodes: Sequence[int],
         contexts: Sequence[int] = (0,),
+        batches: Sequence[int] = (1,),
         repeats: int = 5,
     ) -> CostTable:
-        """Times step(nodes, context) at every point: medians of `repeats` rounds after one that is not timed.
+        """Times step(nodes, context, batch): medians of `repeats` rounds after one that is not timed.
 
-        A round visits every point, so that a slow moment of the machine does not fall on one point alone.
+        One request is measured at every number of nodes, more requests with one node each. A round visits every point, so
+        that a slow moment of the machine does not fall on one point alone.
         """
         if repeats < 1:
             raise ValueError(f"CostTable.measure: repeats must be >= 1, got {repeats}")
-        points = [(context, count) for context in contexts for count in nodes]
-        times: dict[tuple[int, int], list[float]] = {point: [] for point in points}
+        points = [(context, count, 1) for context in contexts for count in nodes]
+        points += [(context, batch, batch) for context in contexts for batch in batches[1:]]
+        times: dict[tuple[int, int, int], list[float]] = {point: [] for point in points}
         for round_ in range(repeats + 1):
-            for context, count in points:
+            for context, count, batch in points:
                 start = time.perf_counter()
-                step(count, context)
+                step(count, context, batch)
                 elapsed = time.perf_counter() - start
                 if round_:
-                    times[context, count].append(elapsed)
-        rows = tuple(tuple(statistics.median(times[c, n]) for n in nodes) for c in contexts)
-        return cls(tuple(nodes), tuple(contexts), rows)
+                    times[context, count, batch].append(elapsed)
+        median = {point: statistics.median(values) for point, values in times.items()}
+        alone = cls(
+            tuple(nodes), tuple(contexts), tuple(tuple(median[c, n, 1] for n in nodes) for c in contexts)
+        )
+        more = [
+            [max(0.0, median[c, b, b] - float(alone.curve(b, c)[-1])) for b in batches[1:]] for c in contexts
+        ]
+        surcharge = tuple((0.0, *row) for row in more)
+        return cls(alone.nodes, alone.contexts, alone.seconds, tuple(batches), surcharge)
 
     @cached_property
-    def _rows(self) -> NDArray[np.float64]:
-        return np.maximum.accumulate(np.array(self.seconds), axis=1)
+    def _rows(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        ascending = np.maximum.accumulate
+        return ascending(np.array(self.seconds), axis=1), ascending(np.array(self.surcharge), axis=1)
 
-    def curve(self, max_nodes: int, context: float = 0) -> NDArray[np.float64]:
-        """float64 [max_nodes]: seconds of a step with 1, 2, ..., max_nodes nodes."""
+    def curve(self, max_nodes: int, context: float = 0, batch: int = 1) -> NDArray[np.float64]:
+        """float64 [max_nodes]: seconds of a step of `batch` requests with 1, 2, ..., max_nodes nodes in all."""
         last = len(self.contexts) - 1
         upper = min(bisect.bisect_left(self.contexts, context), last)
-        row = self._rows[upper]
+        row, more = (rows[upper] for rows in self._rows)
         if upper and context < self.contexts[upper]:
             below, above = self.contexts[upper - 1 : upper + 1]
             share = (context - below) / (above - below)
-            row = (1 - share) * self._rows[upper - 1] + share * row
-        counts = np.arange(1, max_nodes + 1)
-        curve = np.interp(counts, self.nodes, row)
-        if len(self.nodes) > 1:
-            slope = (row[-1] - row[-2]) / (self.nodes[-1] - self.nodes[-2])
-            curve += slope * np.maximum(counts - self.nodes[-1], 0)
+            row, more = ((1 - share) * rows[upper - 1] + share * rows[upper] for rows in self._rows)
+        curve = _interpolate(np.arange(1, max_nodes + 1), self.nodes, row)
+        if batch > 1:
+            curve = curve + _interpolate(np.array([batch]), self.batches, more)
         return curve
 
     def to_json(self) -> str:
         """The table as JSON text."""
-        fields = {"nodes": self.nodes, "contexts": self.contexts, "seconds": self.seconds}
-        return json.dumps({"format": FORMAT, **fields})
+        names = ("nodes", "contexts", "seconds", "batches", "surcharge")
+        return json.dumps({"format": FORMAT, **{name: getattr(self, name) for name in names}})
 
     @classmethod
     def from_json(cls, text: str) -> CostTable:
@@ -121,10 +146,14 @@ class CostTable:
                 raise ValueError(f"CostTable.from_json: format must be {FORMAT}, got {data['format']!r}")
             nodes = tuple(_integer(value) for value in data["nodes"])
             contexts = tuple(_integer(value) for value in data["contexts"])
-            rows = tuple(tuple(float(value) for value in row) for row in data["seconds"])
+            batches = tuple(_integer(value) for value in data["batches"])
+            rows, more = (
+                tuple(tuple(float(value) for value in row) for row in data[name])
+                for name in ("seconds", "surcharge")
+            )
         except (ArithmeticError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"CostTable.from_json: text must be a cost table, got {error!r}") from error
-        return cls(nodes, contexts, rows)
+        return cls(nodes, contexts, rows, batches, more)
 
     @classmethod
     def cached(cls, key: str, measure: Callable[[], CostTable], folder: Path | None = None) -> CostTable:
@@ -212,8 +241,7 @@ def choose_sizes(
     Maximises (B + sum of the kept nodes' acceptance probabilities) / seconds(all kept nodes): expected tokens
     a second. Nodes join in order of probability over all requests, so every request gets what its draft is
     worth. Returns 1 for every request (plain decoding) unless the rate beats plain decoding's by `margin`.
-    `contexts` are the requests' committed lengths; the table is read at their mean. `calibration` may be one
-    per request.
+    `contexts` are committed lengths; the table is read at their mean. `calibration` may be one per request.
     """
     num_requests = len(proposals)
     if not num_requests:
@@ -236,13 +264,6 @@ def choose_sizes(
     return (1 + np.bincount(owners[order[:best]], minlength=num_requests)).tolist()
 
 
-def choose_size(
-    proposal: Proposal, table: CostTable, calibration: Calibration, context: int = 0, margin: float = 0.05
-) -> int:
-    """`choose_sizes` for one request: nodes of `proposal` to keep, 1 for plain decoding."""
-    return choose_sizes([proposal], table, calibration, [context], margin)[0]
-
-
 def prune(tree: TokenTree, keep: Sequence[int]) -> TokenTree:
     """The nodes of `tree` in `keep`, which must hold the root and every kept node's parent; marked pruned.
 
@@ -260,6 +281,17 @@ def prune(tree: TokenTree, keep: Sequence[int]) -> TokenTree:
     links = np.array([-1] + [place[parents[node]] for node in kept[1:]], dtype=np.int32)
     pruned = tree.pruned or len(kept) < len(tree)
     return TokenTree.unchecked(tree.tokens[kept], links, tree.drawn, pruned)
+
+
+def _interpolate(
+    at: NDArray[np.int64], points: Sequence[int], values: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Linear between the points, with the last slope beyond them."""
+    result = np.interp(at, points, values)
+    if len(points) > 1 and at[-1] > points[-1]:
+        slope = (values[-1] - values[-2]) / (points[-1] - points[-2])
+        result += slope * np.maximum(at - points[-1], 0)
+    return result
 
 
 def _integer(value: object) -> int:

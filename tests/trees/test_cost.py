@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pyspec.drafts import Proposal
 from pyspec.trees import TokenTree
 from pyspec.trees.builders import random_tree
-from pyspec.trees.cost import Calibration, CostTable, choose_size, choose_sizes, prune
+from pyspec.trees.cost import Calibration, CostTable, choose_sizes, prune
 
 FLAT = CostTable((1, 64), (0,), ((1.0, 1.0),))
 STEEP = CostTable((1, 2), (0,), ((1.0, 2.0),))
@@ -37,9 +37,22 @@ def test_curve_interpolates_is_monotone_and_extrapolates() -> None:
 
 def test_measure_visits_every_point() -> None:
     seen = []
-    table = CostTable.measure(lambda nodes, context: seen.append((nodes, context)), [1, 4], [0, 9], repeats=3)
-    assert seen == [(1, 0), (4, 0), (1, 9), (4, 9)] * 4
-    assert (table.nodes, table.contexts) == ((1, 4), (0, 9))
+    table = CostTable.measure(lambda *point: seen.append(point), [1, 4], [0, 9], [1, 2], repeats=3)
+    assert seen == [(1, 0, 1), (4, 0, 1), (1, 9, 1), (4, 9, 1), (2, 0, 2), (2, 9, 2)] * 4
+    assert (table.nodes, table.contexts, table.batches) == ((1, 4), (0, 9), (1, 2))
+
+
+def test_more_requests_cost_more_than_their_nodes() -> None:
+    table = CostTable(
+        (1, 3), (0, 100), ((1.0, 3.0), (2.0, 6.0)), (1, 2, 4), ((0.0, 1.0, 2.0), (0.0, 3.0, 2.0))
+    )
+    assert table.curve(3).tolist() == [1.0, 2.0, 3.0]
+    assert table.curve(3, 0, 2).tolist() == [2.0, 3.0, 4.0]
+    assert table.curve(3, 0, 3).tolist() == [2.5, 3.5, 4.5]
+    assert table.curve(1, 0, 8).tolist() == [5.0]  # the last slope goes on
+    assert table.curve(1, 100, 4).tolist() == [5.0]  # never less for more requests
+    assert table.curve(1, 50, 2).tolist() == [3.5]
+    assert CostTable.from_json(table.to_json()) == table
 
 
 def test_tables_are_cached_by_key_and_corrupt_files_measured_anew(tmp_path: Path) -> None:
@@ -83,7 +96,10 @@ def test_the_default_cache_folder_is_the_packages(tmp_path: Path, monkeypatch: p
         ({"seconds": [[1.0, 0.0]]}, "CostTable: seconds must be finite and positive, got 0.0"),
         ({"seconds": [[1.0, 10**400]]}, "CostTable.from_json: text must be a cost table, got OverflowError("),
         ({"nodes": [1, 2.5]}, "CostTable.from_json: text must be a cost table, got TypeError("),
-        ({"format": 9}, "CostTable.from_json: format must be 1, got 9"),
+        ({"format": 9}, "CostTable.from_json: format must be 2, got 9"),
+        ({"batches": [2]}, "CostTable: batches must ascend from 1, got [2]"),
+        ({"surcharge": [[0.0, 1.0]]}, "CostTable: surcharge must be [1, 1], got [2]"),
+        ({"surcharge": [[-1.0]]}, "CostTable: surcharge must be finite and >= 0, got -1.0"),
     ],
 )
 def test_bad_tables_are_refused(change: dict, message: str) -> None:
@@ -138,23 +154,6 @@ def test_sizes_have_the_best_rate_of_all(drafts: list[list[float]], steps: list[
     plain = [1] * counts
     cautious = choose_sizes(proposals, table, Calibration(), [0] * counts, margin=0.3)
     assert cautious == plain or rate(cautious) >= 1.3 * rate(plain) * (1 - 1e-6)
-
-
-def test_size_depends_on_cost_and_on_trust() -> None:
-    draft = proposal([0.9, 0.5, 0.2])
-    assert choose_size(draft, FLAT, Calibration()) == 4
-    assert choose_size(draft, STEEP, Calibration()) == 1
-    assert choose_size(Proposal.root(3), FLAT, Calibration()) == 1
-    assert choose_sizes([], FLAT, Calibration(), []) == []
-    bitter = Calibration()
-    for _ in range(200):
-        bitter.observe(draft.path_probability, [0])
-    assert choose_sizes([draft, draft], FLAT, [bitter, Calibration()], [0, 9], margin=0.2)[1] == 4
-    assert choose_size(draft, CostTable((1, 4), (0,), ((1.0, 1.2),)), bitter) == 1
-    assert draft.prefix(2).tree == draft.tree.prefix(2)
-    assert draft.prefix(2).path_probability.tolist() == draft.path_probability[:2].tolist()
-    with pytest.raises(ValueError, match="^choose_sizes: contexts must have 1 values, got 0$"):
-        choose_sizes([draft], FLAT, Calibration(), [])
 
 
 def test_prune_keeps_closed_sets_alone() -> None:

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What steps cost, measured when an LLM is made: the model by nodes, context and batch (cached), verification by kind of sampling."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+
+from pyspec.engine.batch import StepBatch, Work
+from pyspec.engine.executor import Executor
+from pyspec.engine.request import Request
+from pyspec.engine.sampling_params import SamplingParams
+from pyspec.engine.text import TextStream
+from pyspec.trees.cost import CostTable
+from pyspec.trees.online import LinearCost, StepCost
+from pyspec.trees.token_tree import TokenTree
+
+GREEDY_BELOW = 2**-16  # temperatures under it are greedy, see pyspec/spec/pipeline.py
+NODES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256, 512, 1024)
+CONTEXTS = (64, 2048)
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+KINDS = {
+    "greedy": SamplingParams(),
+    "sampled": SamplingParams(temperature=1.0),
+    "filtered": SamplingParams(temperature=1.0, top_p=0.95),
+}
+
+
+def sampling_kind(params: SamplingParams) -> str:
+    """What verification costs depends on: "greedy", "sampled" or "filtered", with "+edits" where logits are changed first."""
+    filters = params.top_k or params.top_p < 1 or params.min_p > 0 or params.typical_p < 1
+    kind = "greedy" if params.temperature < GREEDY_BELOW else "filtered" if filters else "sampled"
+    return f"{kind}+edits" if params.edits else kind
+
+
+class CostMeter:
+    """Runs steps of made-up requests on an executor, over pages that nobody uses: their KV is overwritten.
+
+    num_pages pages are shared out among the requests; where there are too few they overlap, which changes no time.
+    """
+
+    def __init__(self, executor: Executor, batch: StepBatch, num_pages: int) -> None:
+        self._executor, self._batch, self._num_pages = executor, batch, num_pages
+
+    def lay_out(self, nodes: int, context: int, count: int, params: SamplingParams = KINDS["greedy"]) -> None:
+        """A step of `count` requests with `nodes` nodes in all: chains behind `context` tokens."""
+        width = self._batch.page_table.size(1)
+        works = []
+        for b in range(count):
+            size = nodes * (b + 1) // count - nodes * b // count
+            needed = -(-(context + size) // self._batch.page_size)
+            pages = [(b * width + i) % self._num_pages for i in range(needed)]
+            request = Request([0], params, TextStream(None, ()), None, 1, pages=pages, kv_len=context)
+            works.append(Work.decode(request, TokenTree.chain([0] * size)))
+        self._batch.fill(works)
+
+    def step(self, nodes: int, context: int, count: int) -> None:
+        """One step of the model."""
+        self.lay_out(nodes, context, count)
+        self._executor.run()
+        self._executor.wait()
+
+    def verify_cost(self, kind: str, most: int, repeats: int = 5) -> LinearCost:
+        """Seconds of verification by rows, from steps of 1 and of `most` rows."""
+        seconds = []
+        for rows in (1, most):
+            self.lay_out(rows, 1, 1, KINDS[kind])
+            self._executor.run()
+            times = []
+            for _ in range(repeats + 1):
+                start = time.perf_counter()
+                self._executor.verify(0)
+                times.append(time.perf_counter() - start)
+            seconds.append(statistics.median(times[1:]))
+        slope = max(0.0, (seconds[1] - seconds[0]) / (most - 1)) if most > 1 else 0.0
+        return LinearCost(max(0.0, seconds[0] - slope), slope)
+
+    def measure(self, key: str, max_nodes: int, max_batch: int, max_context: int) -> StepCost:
+        """Costs for this machine: the model's table is kept under `key` (model, executor, threads ...)."""
+        nodes = [n for n in NODES if n <= max_nodes]
+        room = min(self._num_pages * self._batch.page_size, max_context) - max_nodes
+        contexts = sorted({max(0, min(context, room)) for context in CONTEXTS})
+        batches = [b for b in BATCHES if b <= max_batch]
+        shape = f"nodes={nodes} contexts={contexts} batches={batches}"
+        key = f"{platform.machine()} {platform.processor()} {key} {shape}"
+        table = CostTable.cached(key, lambda: CostTable.measure(self.step, nodes, contexts, batches))
+        most = min(max_nodes, 8)
+        return StepCost(table, {kind: self.verify_cost(kind, most) for kind in KINDS})

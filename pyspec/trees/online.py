@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Costs that are corrected while the engine runs: what a step, its verification and a draft take now.
+
+A shared machine has slow moments. None may change a choice for long, so every observation is clipped to a band around what was
+expected before it counts, and what slows all steps alike is kept apart (`StepCost` drift) from what a number of nodes costs more.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .cost import CostTable
+
+BAND = 1.5  # an observation counts as at most this many times more, or less, than was expected
+BUCKETS = 12  # of nodes: 1, 2, 3-4, 5-8, ..., over 1024
+
+
+class LinearCost:
+    """seconds = base + slope x amount: least squares over about the last `memory` observations, both at least 0.
+
+    The first values count as two observations, at amounts 1 and 9, that are never forgotten: without them a
+    slope could not be told while the amount stays the same. The first `free` observations are not clipped.
+    """
+
+    def __init__(
+        self, base: float, slope: float = 0.0, *, weight: float = 2.0, memory: float = 64.0, free: int = 4
+    ) -> None:
+        if not (math.isfinite(base) and math.isfinite(slope) and base >= 0 and slope >= 0):
+            raise ValueError(f"LinearCost: base, slope must be finite and >= 0, got {base:.3g}, {slope:.3g}")
+        self.base, self.slope = base, slope
+        self._first, self._weight, self._memory, self._free = (base, slope), weight, memory, free
+        self._sums = np.zeros(5)  # 1, x, y, xx, xy
+
+    def __call__(self, amount: float) -> float:
+        return self.base + self.slope * amount
+
+    def observe(self, amount: float, seconds: float) -> None:
+        """One measured time; values that are not finite and positive are not counted."""
+        if not (math.isfinite(seconds) and seconds > 0):
+            return
+        if self._free:
+            self._free -= 1
+        else:
+            expected = self(amount)
+            seconds = min(max(seconds, expected / BAND), expected * BAND)
+        self._sums *= 1 - 1 / self._memory
+        self._sums += (1.0, amount, seconds, amount * amount, amount * seconds)
+        sums, (base, slope) = self._sums.copy(), self._first
+        for x in (1.0, 9.0):
+            y = base + slope * x
+            sums += self._weight * np.array((1.0, x, y, x * x, x * y))
+        n, x1, y1, xx, xy = sums.tolist()
+        self.slope = max(0.0, (n * xy - x1 * y1) / (n * xx - x1 * x1))
+        self.base = (y1 - self.slope * x1) / n
+        if self.base < 0:
+            self.base, self.slope = 0.0, xy / xx
+
+
+class DraftCost:
+    """Seconds of one call of a draft: by requests for structures of the host, by levels for a model that is run level by level."""
+
+    def __init__(self) -> None:
+        self._by_requests = LinearCost(1e-4, 1e-5, weight=0.01)
+        self._by_levels = LinearCost(1e-3, 1e-3, weight=0.01)
+        self.levels = 0.0
+        self.calls = 0
+
+    def seconds(self, requests: int) -> float:
+        """Of a call for that many requests."""
+        return self._by_levels(self.levels) if self.levels else self._by_requests(requests)
+
+    @property
+    def level_seconds(self) -> float:
+        """Of one more level; 0 for a draft without levels."""
+        return self._by_levels.slope if self.levels else 0.0
+
+    def observe(self, requests: int, levels: int, seconds: float) -> None:
+        """One call: how many requests, forwards of a draft model (0: none was run), and how long."""
+        self.calls += 1
+        if levels:
+            self._by_levels.observe(levels, seconds)
+            self.levels = levels if not self.levels else self.levels + (levels - self.levels) / 16
+        elif not self.levels:
+            self._by_requests.observe(requests, seconds)
+
+
+class StepCost:
+    """The table of CostTable, corrected by the steps that are run: seconds x drift x bucket of nodes.
+
+    drift, common to all choices, moves by 1/16 of an observed difference. Buckets learn from two steps of different buckets that
+    follow each other: what made both slow cancels out. verify[kind] are seconds by rows of logits for a kind of sampling.
+    """
+
+    def __init__(self, table: CostTable, verify: dict[str, LinearCost] | None = None) -> None:
+        self.table = table
+        self.verify = {} if verify is None else verify
+        self._drift = 0.0
+        self._buckets, self._pairs = np.zeros(BUCKETS), np.zeros(BUCKETS)
+        self._last: tuple[int, float] | None = None  # bucket and logarithm of seconds over the table's
+
+    @property
+    def drift(self) -> float:
+        """How many times the table's seconds steps take lately."""
+        return math.exp(self._drift)
+
+    def verify_seconds(self, kind: str, rows: float) -> float:
+        """Of the verification of `rows` rows; 0 for a kind that was neither measured nor seen."""
+        cost = self.verify.get(kind)
+        return 0.0 if cost is None else cost(rows)
+
+    def curve(self, first: int, last: int, context: float, batch: int) -> NDArray[np.float64]:
+        """float64 [last - first + 1]: seconds of the model for first, ..., last nodes of `batch` requests; never falling."""
+        nodes = np.arange(first, last + 1)
+        table = self.table.curve(last, context, batch)[first - 1 :]
+        corrected = table * np.exp(self._drift + self._buckets[_bucket(nodes)])
+        return np.maximum.accumulate(corrected)
+
+    def observe(self, nodes: int, context: float, batch: int, seconds: float) -> None:
+        """The measured time of the model for one step."""
+        if not (math.isfinite(seconds) and seconds > 0):
+            return
+        bucket = int(_bucket(np.array([nodes]))[0])
+        slower = math.log(seconds / float(self.table.curve(nodes, context, batch)[-1]))
+        if self._last is not None and self._last[0] != bucket:
+            other, slower_then = self._last
+            pair = _clip((slower - self._buckets[bucket]) - (slower_then - self._buckets[other]))
+            self._pairs[[bucket, other]] += 1
+            for which, sign in ((bucket, 0.5), (other, -0.5)):
+                self._buckets[which] += sign * pair / min(self._pairs[which] + 1, 64.0)
+        self._last = bucket, slower
+        self._drift += _clip(slower - self._buckets[bucket] - self._drift) / 16
+
+    def observe_verify(self, kind: str, rows: int, seconds: float) -> None:
+        """The measured time of the verification of one step whose requests are all of one kind."""
+        if kind not in self.verify:
+            self.verify[kind] = LinearCost(seconds / 2, seconds / (2 * rows))
+        self.verify[kind].observe(rows, seconds)
+
+
+def _clip(difference: float) -> float:
+    return min(max(difference, -math.log(BAND)), math.log(BAND))
+
+
+def _bucket(nodes: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.minimum(np.ceil(np.log2(np.maximum(nodes, 1))), BUCKETS - 1).astype(np.int64)

@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether to ask a draft, and how many of its nodes to verify: most tokens a second, and never a bet that cannot be afforded.
+
+Time is counted in tokens: a second is worth the tokens that plain decoding of the same requests emits in it (`rate`). A step that
+verifies n nodes more than the roots, by a draft that took d seconds, is
+
+    benefit = accepted nodes - rate x (seconds(n) - seconds(0) + d)
+
+tokens ahead of plain decoding. Three rules, each on its own simple:
+
+1. Size. Nodes join in order of estimated acceptance over all requests; the number of them maximises
+   sum of estimates - speed-up x rate x (seconds(n) - seconds(0)), where speed-up is what was reached lately: the time of a step is
+   worth what it would bring elsewhere, which gives the highest long-run rate and not merely the best single step.
+   A request whose drafts are not verified at all gets a few nodes now and then: so seldom that they cost at most PROBE tokens a step.
+2. Asking. A draft is asked if its benefit, averaged over its last calls, is above its cost, or if its last call paid; if neither,
+   now and then: so seldom that it costs at most PROBE tokens a step.
+3. Allowance. A request owns some tokens of time: ALLOWANCE at first, CREDIT more each step, and what its steps win, up to LARGEST.
+   A call or a tree whose cost is not covered is not made; a tree is cut to what is covered. Whatever acceptance turns out to be, a
+   request so falls behind plain decoding by at most ALLOWANCE + CREDIT x steps tokens, as far as the costs are right.
+
+Costs are known only of what is done: where every step has a tree, a plain one is made now and then, for at most PROBE tokens a step.
+
+Estimates come from pyspec/trees/acceptance.py, costs from pyspec/trees/online.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .acceptance import Calibration, Predictions
+from .online import DraftCost, StepCost
+
+if TYPE_CHECKING:
+    from pyspec.drafts.base import Proposal
+
+ALLOWANCE, CREDIT, LARGEST = 1.0, 0.01, 4.0  # tokens
+PROBE = 0.005  # tokens a step that asking without success, and verifying without success, may cost, each
+PROBE_NODES = 4
+BASELINE = 64  # steps with trees before a plain one is made, at least
+MEMORY = 24  # calls that the benefit of a draft is averaged over
+TRIALS = 4  # calls of a new draft before its benefit is judged
+MARGIN = 0.02  # a tree must promise this much more than its time is worth
+
+TREE, CHAIN = "a tree pays", "a chain pays"
+BASE = "a plain step, to know what it costs"
+TRIED = "a few nodes are tried"
+EMPTY, UNPAID = "the draft had nothing to say", "no node was worth its time"
+UNCOVERED, UNASKED = "no allowance left for a tree", "no draft was worth its time"
+
+
+class Choice(NamedTuple):
+    """Nodes to verify, the root included, and why."""
+
+    size: int
+    reason: str
+
+
+@dataclass
+class Worth:
+    """What asking one draft has brought one request: expected benefit without its cost, averaged over its last calls."""
+
+    benefit: float = 0.0
+    calls: int = 0
+    paid: bool = False
+    waited: int = 0
+
+    def observe(self, expected: float, benefit: float, cost: float) -> None:
+        """One call: the benefit that was expected of its tree (which varies less), and the one there was."""
+        self.calls += 1
+        self.benefit += (expected - self.benefit) / min(self.calls, MEMORY)
+        self.paid = benefit > cost
+
+
+@dataclass(eq=False)
+class RequestPlan:
+    """What the planner knows of one request. kind: its kind of sampling, the key of StepCost.verify."""
+
+    kind: str = "greedy"
+    allowance: float = ALLOWANCE
+    calibrations: dict[str, Calibration] = field(default_factory=dict)
+    worth: dict[str, Worth] = field(default_factory=dict)
+    asked: dict[str, float] = field(
+        default_factory=dict
+    )  # drafts asked in this step, and their cost in tokens
+    charge: float = 0.0  # tokens that this step's nodes cost
+    unverified: int = 0  # steps since nodes of a draft were verified
+    expected: float = 0.0  # accepted nodes that were expected of them
+
+
+class Planner:
+    """Plans the steps of one engine. In each step: begin, (ask, drafted) per draft, choose, and after it observe, finish."""
+
+    def __init__(self, cost: StepCost) -> None:
+        self.cost = cost
+        self.drafts: dict[str, DraftCost] = {}
+        self._shared: dict[str, Calibration] = {}
+        self._context, self._batch, self._rows = 0.0, 0, 0
+        self._plain = 1.0
+        self._since_plain, self._baseline = 0, False
+        self._tokens, self._time = 0.0, 0.0  # decayed sums of the speed-up
+
+    @property
+    def plain_seconds(self) -> float:
+        """Of a step of this step's requests without trees: model and verification."""
+        return self._plain
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second of plain decoding of this step's requests."""
+        return self._batch / self._plain
+
+    @property
+    def speed_up(self) -> float:
+        """Tokens a second lately over plain decoding's, at least 1."""
+        return max(1.0, self._tokens / self._time) if self._time > 0 else 1.0
+
+    def level_gain(self, draft: str) -> float:
+        """Accepted tokens that one more level of a draft's growth must bring: `min_gain` of TreePolicy.start."""
+        cost = self.drafts.get(draft)
+        return 0.0 if cost is None else cost.level_seconds * self.rate * self.speed_up
+
+    def begin(self, plans: Sequence[RequestPlan], contexts: Sequence[int]) -> None:
+        """A step of decoding requests with these committed lengths (at least one)."""
+        if not plans or len(contexts) != len(plans):
+            raise ValueError(
+                f"Planner.begin: contexts must be one per request ({len(plans)}), got {len(contexts)}"
+            )
+        self._batch, self._context = len(plans), float(np.mean(contexts))
+        self._plain = float(self.cost.curve(self._batch, self._batch, self._context, self._batch)[0])
+        self._plain += self._verify_seconds(plans, self._batch)
+        self._baseline = self._since_plain >= max(BASELINE, (self.speed_up - 1) / PROBE)
+        for plan in plans:
+            plan.allowance = min(LARGEST, plan.allowance + CREDIT)
+            plan.asked, plan.charge, plan.expected = {}, 0.0, 0.0
+            plan.unverified += 1
+
+    def ask(
+        self, draft: str, plans: Sequence[RequestPlan], gains: Sequence[float] | None = None
+    ) -> list[bool]:
+        """Which requests to call a draft for. gains: accepted tokens that other drafts already promise each of them."""
+        cost = self.drafts.setdefault(draft, DraftCost())
+        if self._baseline:
+            return [False] * len(plans)
+        tokens = self.rate * cost.seconds(len(plans)) / len(plans)
+        node = self.rate * float(self._extra_seconds(plans, 1)[1])  # without one node to verify, why ask
+        wanted = []
+        for i, plan in enumerate(plans):
+            worth = plan.worth.setdefault(draft, Worth())
+            already = gains[i] if gains is not None else 0.0
+            worth.waited += 1
+            yes = (
+                worth.calls < TRIALS
+                or worth.benefit - already > tokens
+                or (worth.paid and already < tokens)
+                or worth.waited * PROBE >= tokens
+            )
+            wanted.append(yes and plan.allowance >= tokens + node)
+        return wanted
+
+    def drafted(self, draft: str, plans: Sequence[RequestPlan], levels: int, seconds: float) -> None:
+        """A draft was called for these requests: forwards of its model (0: it has none), and how long it took."""
+        cost = self.drafts.setdefault(draft, DraftCost())
+        cost.observe(len(plans), levels, seconds)
+        tokens = self.rate * cost.seconds(len(plans)) / max(1, len(plans))
+        for plan in plans:
+            plan.asked[draft] = tokens
+            plan.allowance -= tokens
+            worth = plan.worth.setdefault(draft, Worth())
+            if worth.waited > MEMORY:  # old evidence is worth less
+                worth.calls = min(worth.calls, TRIALS)
+            worth.waited = 0
+
+    def calibration(self, plan: RequestPlan, draft: str) -> Calibration:
+        """What a draft's probabilities are worth to a request; a new one starts from what they were worth to others."""
+        if draft not in plan.calibrations:
+            shared = self._shared.setdefault(draft, Calibration(prior=16.0, decay=0.999))
+            plan.calibrations[draft] = Calibration(shared=shared)
+        return plan.calibrations[draft]
+
+    def estimate(self, plan: RequestPlan, draft: str, proposal: Proposal) -> NDArray[np.float64]:
+        """float64 [T]: acceptance probability of each node, the root's is 1."""
+        predictions = Predictions(proposal.tree.parents, proposal.path_probability)
+        return self.calibration(plan, draft).estimate(predictions)
+
+    def choose(
+        self, plans: Sequence[RequestPlan], drafts: Sequence[str], proposals: Sequence[Proposal]
+    ) -> list[Choice]:
+        """Sizes of the proposals' prefixes to verify, for all requests of the step together.
+
+        drafts: whose proposal it is, "" for nobody's (a root alone). Proposals are in order of probability, parents first.
+        """
+        gains, owners, caps = [], [], []
+        limit = sum(len(proposal.tree) for proposal in proposals) - len(plans)
+        extra = self._extra_seconds(plans, limit)
+        for i, (plan, draft, proposal) in enumerate(zip(plans, drafts, proposals, strict=True)):
+            size = len(proposal.tree)
+            cap = size - 1
+            if size > 1:
+                covered = np.searchsorted(extra * self.rate, plan.allowance, side="right") - 1
+                cap = min(cap, int(covered))
+            caps.append(cap)
+            if cap > 0:
+                # The order of the tree is kept even where estimates say otherwise: a child is never before its parent.
+                gains.append(np.minimum.accumulate(self.estimate(plan, draft, proposal)[1 : cap + 1]))
+                owners.append(np.full(cap, i))
+        sizes, probes = np.ones(len(plans), dtype=np.int64), set[int]()
+        if gains:
+            gain, owner = np.concatenate(gains), np.concatenate(owners)
+            order = np.argsort(-gain, kind="stable")
+            value = np.concatenate(([0.0], np.cumsum(gain[order])))
+            price = self.rate * self.speed_up * (1 + MARGIN) * extra[: len(value)]
+            best = int(np.argmax(value - price))
+            sizes += np.bincount(owner[order[:best]], minlength=len(plans))
+            share = self.rate * float(extra[best]) / best if best else 0.0
+            expected = np.bincount(owner[order[:best]], gain[order[:best]], minlength=len(plans))
+            for plan, size, accepted in zip(plans, sizes.tolist(), expected.tolist(), strict=True):
+                plan.charge, plan.expected = share * (size - 1), accepted
+            probes = self._probe(plans, sizes, caps, extra)
+        return [
+            Choice(size, TRIED if i in probes else self._reason(size, draft, proposal, cap))
+            for i, (size, draft, proposal, cap) in enumerate(
+                zip(sizes.tolist(), drafts, proposals, caps, strict=True)
+            )
+        ]
+
+    def _probe(
+        self,
+        plans: Sequence[RequestPlan],
+        sizes: NDArray[np.int64],
+        caps: Sequence[int],
+        extra: NDArray[np.float64],
+    ) -> set[int]:
+        """Give a few nodes to requests that waited long enough for them; which these are."""
+        probes = set()
+        for i, plan in enumerate(plans):
+            if sizes[i] == 1 and caps[i] > 0:
+                most = min(caps[i], PROBE_NODES)
+                count = (
+                    int(np.searchsorted(extra[: most + 1] * self.rate, plan.unverified * PROBE, "right")) - 1
+                )
+                if count > 0:
+                    sizes[i] += count
+                    plan.charge = self.rate * float(extra[count])
+                    probes.add(i)
+            if sizes[i] > 1:
+                plan.unverified = 0
+        return probes
+
+    def observe(self, plan: RequestPlan, draft: str, proposal: Proposal, path: Sequence[int]) -> None:
+        """One request's verified proposal (already cut to its size) and the accepted path, the root first."""
+        if draft:
+            predictions = Predictions(proposal.tree.parents, proposal.path_probability)
+            self.calibration(plan, draft).observe(predictions, path)
+        accepted = len(path) - 1
+        benefit = accepted - plan.charge
+        plan.allowance = min(LARGEST, plan.allowance + benefit)
+        for name, cost in plan.asked.items():
+            plan.worth[name].observe(plan.expected - plan.charge, benefit, cost)
+        seconds = 1.0 + plan.charge + sum(plan.asked.values())
+        decay = 1 - 1 / (64 * max(1, self._batch))
+        self._tokens = decay * self._tokens + 1 + accepted
+        self._time = decay * self._time + seconds
+
+    def finish(
+        self, plans: Sequence[RequestPlan], nodes: int, prompt_tokens: int, model: float, verify: float
+    ) -> None:
+        """The measured seconds of the step that was planned: the model over `nodes` nodes in all, and the verification."""
+        self._since_plain = 0 if nodes == self._batch else self._since_plain + 1
+        if prompt_tokens:
+            return
+        self.cost.observe(nodes, self._context, self._batch, model)
+        kinds = {plan.kind for plan in plans}
+        if len(kinds) == 1:
+            self.cost.observe_verify(kinds.pop(), nodes, verify)
+
+    def _verify_seconds(self, plans: Sequence[RequestPlan], rows: float) -> float:
+        """Of `rows` rows that are spread evenly over the requests."""
+        kinds = [plan.kind for plan in plans]
+        return sum(self.cost.verify_seconds(k, rows) * kinds.count(k) / len(kinds) for k in set(kinds))
+
+    def _extra_seconds(self, plans: Sequence[RequestPlan], most: int) -> NDArray[np.float64]:
+        """float64 [most + 1]: seconds that 0, ..., most nodes besides the roots add to the step."""
+        curve = self.cost.curve(self._batch, self._batch + most, self._context, self._batch)
+        slope = self._verify_seconds(plans, 1.0) - self._verify_seconds(plans, 0.0)
+        return curve - curve[0] + slope * np.arange(most + 1)
+
+    def _reason(self, size: int, draft: str, proposal: Proposal, cap: int) -> str:
+        if size > 1:
+            return CHAIN if proposal.tree.prefix(size).is_chain else TREE
+        if not draft:
+            return BASE if self._baseline else UNASKED
+        if len(proposal.tree) == 1:
+            return EMPTY
+        return UNCOVERED if cap < 1 else UNPAID
