@@ -170,13 +170,14 @@ void run_items(int64_t items, void (*fn)(void*, int64_t), void* arg) {
   for (int64_t i = 0; i < items; ++i) fn(arg, i);
 }
 
-void* thread_scratch(size_t bytes) {
+void* thread_scratch(size_t bytes, int index) {
   struct Buffer {
     void* data = nullptr;
     size_t size = 0;
     ~Buffer() { ::operator delete(data, std::align_val_t(64)); }
   };
-  thread_local Buffer buffer;
+  thread_local Buffer buffers[2];
+  Buffer& buffer = buffers[index];
   if (buffer.size < bytes) {
     ::operator delete(buffer.data, std::align_val_t(64));
     buffer.data = nullptr;

@@ -24,7 +24,8 @@ void parallel_for(int64_t items, F&& f) {
       const_cast<void*>(static_cast<const void*>(&f)));
 }
 
-// At least `bytes` of memory of this thread, aligned to 64 bytes. One user at a time; contents are undefined.
-void* thread_scratch(size_t bytes);
+// At least `bytes` of memory of this thread, aligned to 64 bytes; contents are undefined. One user at a time
+// of each of two buffers: 1 is for kernels that use others' code, which takes 0.
+void* thread_scratch(size_t bytes, int buffer = 0);
 
 }  // namespace pyspec

@@ -7,6 +7,7 @@ from pyspec.spec.add_rms_norm import add_rms_norm
 from pyspec.spec.append_kv import append_kv
 from pyspec.spec.build_tree import build_tree
 from pyspec.spec.commit_kv import commit_kv
+from pyspec.spec.draw_children import draw_children
 from pyspec.spec.embedding import embedding
 from pyspec.spec.fp8_linear import fp8_linear
 from pyspec.spec.gelu_mul import gelu_mul
@@ -25,6 +26,7 @@ from pyspec.spec.silu_mul import silu_mul
 from pyspec.spec.softcap import softcap
 from pyspec.spec.tile_kv import tile_kv
 from pyspec.spec.tree_attention import tree_attention
+from pyspec.spec.verify_drawn import verify_drawn
 from pyspec.spec.verify_tree import verify_tree
 from pyspec.spec.w4a16_linear import w4a16_linear
 from pyspec.spec.w8a8_linear import w8a8_linear
@@ -34,6 +36,7 @@ __all__ = [
     "append_kv",
     "build_tree",
     "commit_kv",
+    "draw_children",
     "embedding",
     "fp8_linear",
     "gelu_mul",
@@ -52,6 +55,7 @@ __all__ = [
     "softcap",
     "tile_kv",
     "tree_attention",
+    "verify_drawn",
     "verify_tree",
     "w4a16_linear",
     "w8a8_linear",

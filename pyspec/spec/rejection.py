@@ -179,6 +179,17 @@ def _top_down(tree: Tree, target: Weights, draft: DraftWeights, random: Random) 
 
 
 def _traversal(tree: Tree, target: Weights, draft: DraftWeights, random: Random) -> tuple[int, int | None]:
+    handed, states = hand_down(tree, target, draft)
+    for node in tree.children_first():
+        state, a = states[node], handed[node]
+        mass = a if state is None else state.A
+        if node == 0 or (mass > 0 and random.accept(node, mass, (1.0 - a) + mass)):
+            return node, None if state is None else random.token(node, state.m())
+    raise AssertionError("the root comes last and is accepted")
+
+
+def hand_down(tree: Tree, target: Weights, draft: DraftWeights) -> tuple[list[float], list[Residual | None]]:
+    """What each node is handed, and its state after all its children have failed (None: handed 0, or its row has no law)."""
     handed = [1.0] + [0.0] * (len(tree.tokens) - 1)
     states: list[Residual | None] = []
     for node, a in enumerate(handed):  # parents come first
@@ -191,9 +202,4 @@ def _traversal(tree: Tree, target: Weights, draft: DraftWeights, random: Random)
             c = min(1.0, mass / bound) if bound > 0 else 0.0
             handed[child] = c if c >= pipeline.TINY else 0.0
             state.fail(tree.tokens[child], tree.drawn[child])
-    for node in tree.children_first():
-        state, a = states[node], handed[node]
-        mass = a if state is None else state.A
-        if node == 0 or (mass > 0 and random.accept(node, mass, (1.0 - a) + mass)):
-            return node, None if state is None else random.token(node, state.m())
-    raise AssertionError("the root comes last and is accepted")
+    return handed, states

@@ -214,7 +214,7 @@ def _check_siblings(
                 )
             if kind != IID and (parent, tokens[i]) in seen:
                 raise ValueError(
-                    f"verify_drawn: tokens[{i}] must differ from those of its siblings, got {tokens[i]}"
+                    f"verify_drawn: tokens[{i}] must be different from those of its siblings, got {tokens[i]}"
                 )
             seen.add((parent, tokens[i]))
 
