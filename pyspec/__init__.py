@@ -12,6 +12,7 @@ from pyspec.errors import UnsupportedError
 __version__ = "0.1.0"
 __all__ = [
     "LLM",
+    "Grammar",
     "SamplingParams",
     "UnsupportedError",
     "__version__",
@@ -27,12 +28,12 @@ from pyspec import ops  # noqa: E402 - its functions need the backends loaded
 from pyspec.plans import plan_tree_attention  # noqa: E402
 
 if TYPE_CHECKING:
-    from pyspec.engine import LLM, SamplingParams
+    from pyspec.engine import LLM, Grammar, SamplingParams
 
 
 def __getattr__(name: str) -> Any:
-    """LLM and SamplingParams on first use: a kernel caller needs neither tokenizers nor the engine."""
-    if name in ("LLM", "SamplingParams"):
+    """LLM, SamplingParams and Grammar on first use: a kernel caller needs neither tokenizers nor the engine."""
+    if name in ("LLM", "SamplingParams", "Grammar"):
         from pyspec import engine
 
         return getattr(engine, name)

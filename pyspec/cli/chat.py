@@ -62,6 +62,8 @@ def answer(llm: LLM, params: SamplingParams, history: list[dict[str, str]], quie
     parts: list[str] = []
     try:
         result = stream_answer(llm, llm.chat_prompt(history), params, echo=True, parts=parts)
+        if result.error:
+            print(f"error: {result.error}", file=sys.stderr)
         if not quiet:
             print(stats_line(llm, result.stats, result.finish_reason), file=sys.stderr)
     except KeyboardInterrupt:

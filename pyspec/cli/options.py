@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -15,7 +16,12 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "smollm2-135m-instruct"
 SPECULATION = ("off", "auto", "suffix", "ngram")
 EXECUTORS = ("auto", "cuda", "triton", "compiled", "spec")
-_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "max_tokens", "seed", "stop")
+MAX_GRAMMAR_BYTES = 1 << 20
+_SAMPLING = (
+    "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
+    "logit_bias", "banned_tokens", "seed", "stream_index", "n", "max_tokens", "min_tokens", "stop", "stop_token_ids",
+    "logprobs", "ignore_eos",
+)  # fmt: skip
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -41,18 +47,59 @@ def model_options(function: F) -> F:
     return function
 
 
+class TokenBias(click.ParamType):
+    """ID=BIAS, as a pair."""
+
+    name = "ID=BIAS"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, context: click.Context | None
+    ) -> tuple[int, float]:
+        token, _, bias = str(value).partition("=")
+        try:
+            return int(token), float(bias)
+        except ValueError:
+            self.fail(f"must be ID=BIAS such as 15=-2.5, got {value!r}", param, context)
+
+
 def sampling_options(function: F) -> F:
-    """Adds the options of SamplingParams; their ranges are checked there."""
+    """Adds the options of SamplingParams that one answer has; their ranges are checked there."""
+    number: dict[str, Any] = {"type": float, "show_default": True}
+    tokens: dict[str, Any] = {"type": int, "multiple": True, "metavar": "ID"}
     for option in (
+        click.option("--lark", help="Lark grammar that the answer must match; @FILE reads it."),
+        click.option("--regex", help="Regular expression that the whole answer must match; @FILE reads it."),
+        click.option("--json-schema", help="JSON schema that the answer must be valid by; @FILE reads it."),
+        click.option("--ignore-eos", is_flag=True, help="Go on where the model would end."),
+        click.option(
+            "--stop-token", "stop_token_ids", **tokens, help="Token that ends the answer; several times."
+        ),
         click.option("--stop", multiple=True, help="Text that ends the answer; may be given several times."),
+        click.option("--allowed-token", "allowed_tokens", **tokens, help="Only these tokens; several times."),
+        click.option("--banned-token", "banned_tokens", **tokens, help="Never this token; several times."),
+        click.option(
+            "--logit-bias", type=TokenBias(), multiple=True, help="Added to a token's logit; several times."
+        ),
+        click.option(
+            "--frequency-penalty", default=0.0, **number, help="Per occurrence in the answer; 0 is off."
+        ),
+        click.option("--presence-penalty", default=0.0, **number, help="If in the answer; 0 is off."),
+        click.option(
+            "--repetition-penalty", default=1.0, **number, help="If in prompt or answer, a factor; 1 is off."
+        ),
+        click.option(
+            "--stream-index", type=int, default=0, show_default=True, help="Which sample under one seed."
+        ),
         click.option(
             "--seed", type=int, default=0, show_default=True, help="The same seed gives the same text."
         ),
+        click.option("--min-tokens", type=int, default=0, show_default=True, help="Shortest answer."),
         click.option("--max-tokens", type=int, default=256, show_default=True, help="Longest answer."),
-        click.option("--min-p", type=float, default=0.0, show_default=True, help="0 is off."),
-        click.option("--top-p", type=float, default=1.0, show_default=True, help="1 is off."),
+        click.option("--typical-p", default=1.0, **number, help="1 is off."),
+        click.option("--min-p", default=0.0, **number, help="0 is off."),
+        click.option("--top-p", default=1.0, **number, help="1 is off."),
         click.option("--top-k", type=int, default=0, show_default=True, help="0 is off."),
-        click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy."),
+        click.option("--temperature", default=0.0, **number, help="0 is greedy."),
     ):
         function = option(function)
     return function
@@ -60,13 +107,29 @@ def sampling_options(function: F) -> F:
 
 def sampling_params(options: dict[str, Any]) -> SamplingParams:
     """SamplingParams from the parsed options of a command."""
-    from pyspec.engine import SamplingParams
+    from pyspec.engine import Grammar, SamplingParams
 
-    return SamplingParams(**{name: options[name] for name in _SAMPLING})
+    values = {name: options[name] for name in _SAMPLING if name in options}
+    given = [(kind, options[kind]) for kind in ("json_schema", "regex", "lark") if options[kind] is not None]
+    if len(given) > 1:
+        names = " and ".join("--" + kind.replace("_", "-") for kind, _ in given)
+        raise click.UsageError(f"only one grammar may be given, got {names}")
+    for kind, text in given:
+        values["grammar"] = Grammar(kind, _text_or_file(text))
+    return SamplingParams(**values, allowed_tokens=options["allowed_tokens"] or None)
+
+
+def _text_or_file(text: str) -> str:
+    if not text.startswith("@"):
+        return text
+    path = Path(text[1:])
+    if path.stat().st_size > MAX_GRAMMAR_BYTES:
+        raise ValueError(f"pyspec: a grammar's file must have at most {MAX_GRAMMAR_BYTES} bytes, got {path}")
+    return path.read_text("utf-8")
 
 
 def load_model(options: dict[str, Any], *, quiet: bool = False) -> LLM:
-    """The model that the options name, ready for one request at a time; fetched first if its name is known."""
+    """The model that the options name, fetched first if its name is known; ready for one request at a time, or for the samples that are asked for."""
     from pyspec.engine import LLM
 
     set_threads(options["threads"])
@@ -77,7 +140,7 @@ def load_model(options: dict[str, Any], *, quiet: bool = False) -> LLM:
         options["model"],
         speculation=options["speculation"],
         max_context=options["context"],
-        max_batch=1,
+        max_batch=min(options.get("n", 1), 8),
         executor=options.get("executor", "auto"),
     )
     if note:

@@ -103,10 +103,11 @@ class Admission:
         for name, tokens in named.items():
             if tokens and max(tokens) >= vocab:
                 raise ValueError(f"LLM: {name} must have tokens in [0, {vocab}), got {max(tokens)}")
-        if params.edits and self._executor in GPU_EXECUTORS:
+        unknown = (*params.edits, *(("typical_p",) if params.typical_p < 1 else ()))
+        if unknown and self._executor in GPU_EXECUTORS:
             raise UnsupportedError(
-                f"LLM: executor {self._executor!r} cannot run a request with {', '.join(params.edits)}: "
-                "edit_logits has no kernel there; executor='compiled' runs it on the CPU"
+                f"LLM: executor {self._executor!r} cannot run a request with {', '.join(unknown)}: there are no kernels of it "
+                "for GPUs; executor='compiled' runs it on the CPU"
             )
 
 

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyspec.engine.edits import BatchEdits
 from pyspec.engine.request import Request
 from pyspec.trees.token_tree import TokenTree
 
@@ -79,6 +80,7 @@ class StepBatch:
         self.cu_r, self._cu_r = _array(max_batch + 1)
         self.root_positions, self._root_positions = _array(max_batch)
         self.longest_path = 0  # nodes of the deepest path among the rows
+        self.edits = BatchEdits()
         laws = [_array(max_batch, dtype) for dtype in LAWS.values()]
         self.laws, self._laws = [law for law, _ in laws], [array for _, array in laws]
         self.arrays: dict[str, NDArray] = {  # all of them by name
@@ -117,11 +119,36 @@ class StepBatch:
             (1 + int(w.depths.max() - w.depths[-w.logit_rows]) for w in works if w.logit_rows), default=0
         )
         self.T, self.R, self.B = t, rows, len(works)
+        self.edits.fill([work.request.edits if work.logit_rows else None for work in works])
         requests = [work.request for work in works]
         if requests != self.requests:  # the same requests as in the last step have the same parameters
             self.requests = requests
             for array, values in zip(self._laws, zip(*map(_law, requests), strict=True), strict=True):
                 array[: self.B] = values
+
+    def fill_chains(
+        self, tokens: NDArray[np.int32], lengths: NDArray[np.int32], tables: NDArray[np.int32]
+    ) -> None:
+        """Lay out a step of one node, with logits, for each of F chains that belong to no request.
+
+        tokens [F]; lengths [F]: tokens whose KV is there; tables [F, <= W]: pages. For a model without sampling: there are no laws.
+        """
+        n = len(tokens)
+        self._tokens[:n] = tokens
+        self._parents[:n] = -1
+        self._positions[:n] = lengths
+        pages = tables[np.arange(n), lengths // self.page_size].astype(np.int64)
+        self._slots[:n] = pages * self.page_size + lengths % self.page_size
+        self._kv_len[:n] = lengths
+        self._page_table[:n, : tables.shape[1]] = tables
+        self._cu_t[: n + 1] = self._cu_r[: n + 1] = np.arange(n + 1)
+        self._logit_rows[:n] = np.arange(n)
+        self._row_tokens[:n] = tokens
+        self._row_parents[:n] = -1
+        self._root_positions[:n] = lengths
+        self.T = self.R = self.B = n
+        self.longest_path = 1
+        self.requests = []
 
     def trees(self) -> tuple[Tensor, ...]:
         """What verify_tree takes besides logits: row_tokens, row_parents, cu_r, root_positions and the sampling parameters."""
@@ -133,8 +160,8 @@ class StepBatch:
 
 def _law(request: Request) -> tuple[float, int, float, float, float, int, int]:
     """The values of LAWS."""
-    p = request.params
-    return p.temperature, p.top_k, p.top_p, p.min_p, p.typical_p, p.seed, p.stream_index
+    p, stream = request.params, request.params.stream_index + request.sample_index
+    return p.temperature, p.top_k, p.top_p, p.min_p, p.typical_p, p.seed, stream
 
 
 def _array(size: int, dtype: type = np.int32) -> tuple[Tensor, NDArray[np.integer]]:

@@ -94,7 +94,7 @@ class GrammarCompiler:
 
     def matcher(self, grammar: Grammar) -> LLMatcher:
         """A matcher before the first token; ValueError if the text is no grammar or breaks llguidance's limits."""
-        made: list[LLMatcher | ValueError] = []
+        made: list[Any] = []  # one: the matcher, or why there is none
 
         def make() -> None:
             library = self._library.LLMatcher
@@ -106,8 +106,8 @@ class GrammarCompiler:
 
         _run_on_large_stack(make)
         (matcher,) = made
-        error = str(matcher) if isinstance(matcher, ValueError) else matcher.get_error()
-        if error:
+        refused = isinstance(matcher, ValueError)
+        if error := str(matcher) if refused else matcher.get_error():
             raise ValueError(f"LLM: grammar must be a valid {grammar.kind}, got: {_one_line(error)}")
         return matcher
 

@@ -197,20 +197,12 @@ class LLM:
                 if any(request.finish_reason is None for request in sent):
                     self._runner.step()  # but another call may have run these requests' steps meanwhile
                 for request in list(sent):
-                    text, tokens = request.text.take(), request.output[sent[request] :]
-                    sent[request] += len(tokens)
-                    if request.finish_reason:
+                    chunk = request.chunk(sent[request])
+                    sent[request] += len(chunk.token_ids)
+                    if chunk.finish_reason:
                         del sent[request]
-                        yield StreamChunk(
-                            text,
-                            tokens,
-                            request.finish_reason,
-                            request.stats(),
-                            request.error,
-                            request.sample_index,
-                        )
-                    elif tokens:
-                        yield StreamChunk(text, tokens, sample_index=request.sample_index)
+                    if chunk.finish_reason or chunk.token_ids:
+                        yield chunk
         finally:
             for request in requests:
                 self._scheduler.release(request)

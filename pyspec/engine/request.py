@@ -52,7 +52,8 @@ class Completion:
 
 @dataclass(frozen=True)
 class StreamChunk:
-    """New text and tokens of a streamed answer; a sample's last chunk carries the reason, its error and the statistics."""
+    """New text and tokens of a streamed answer, with their logprobs if asked for (as in Completion); a sample's last chunk carries
+    the reason, its error and the statistics."""
 
     text: str
     token_ids: list[int]
@@ -60,6 +61,8 @@ class StreamChunk:
     stats: RequestStats | None = None
     error: str | None = None
     sample_index: int = 0
+    logprobs: list[float] | None = None
+    top_logprobs: list[list[tuple[int, float]]] | None = None
 
 
 @dataclass(eq=False)
@@ -164,6 +167,20 @@ class Request:
             drafted_nodes=self.drafted_nodes,
             mean_accepted_length=decoded / self.steps if self.steps else 0.0,
             tokens_per_second=decoded / decode if decode > 0 else 0.0,
+        )
+
+    def chunk(self, first: int) -> StreamChunk:
+        """What is new since the last chunk: output[first:] and the text that became certain."""
+        wanted = self.params.logprobs
+        return StreamChunk(
+            text=self.text.take(),
+            token_ids=self.output[first:],
+            finish_reason=self.finish_reason,
+            stats=self.stats() if self.finish_reason else None,
+            error=self.error,
+            sample_index=self.sample_index,
+            logprobs=self.logprobs[first:] if wanted is not None else None,
+            top_logprobs=self.top_logprobs[first:] if wanted else None,
         )
 
     def completion(self) -> Completion:

@@ -30,7 +30,10 @@ def verify_on_host(
     batch: StepBatch, logits: Tensor, commit: Callable[[Tensor, Tensor], None], num_logprobs: int
 ) -> Verified:
     """Walk the batch's trees; commit(path, path_len) is called if some path does not lie where it belongs already."""
-    walked = ops.verify_tree(logits, *batch.trees(), max_path=batch.longest_path, num_logprobs=num_logprobs)
+    trees = batch.trees()
+    edited = batch.edits.apply(logits, *trees[:3])
+    args = trees if edited is None else (*trees, edited)
+    walked = ops.verify_tree(logits, *args, max_path=batch.longest_path, num_logprobs=num_logprobs)
     verified = Verified(*(out.numpy() for out in walked))
     in_place = np.arange(verified.path.shape[1], dtype=np.int32)
     moved = ((verified.path != in_place) & (verified.path >= 0)).any(axis=1)

@@ -19,6 +19,7 @@ class FakeLLM:
     template: str | None = "a chat template"
     error: Exception | None = None
     interrupt_after: int | None = None
+    failing: int | None = None  # the sample that ends with an error
 
     def __init__(self, model: str, **settings: object) -> None:
         self.settings = {"model": model, **settings}
@@ -46,11 +47,24 @@ class FakeLLM:
             prompt_tokens=7, output_tokens=len(words), prefill_seconds=0.5, decode_seconds=2.0, steps=2,
             drafted_nodes=9, mean_accepted_length=2.0, tokens_per_second=2.0,
         )  # fmt: skip
+        samples = range(params.n)
         try:
             for i, word in enumerate(words):
                 if i == self.interrupt_after:
                     raise KeyboardInterrupt
                 last = i + 1 == len(words)
-                yield StreamChunk(word, [i], "eos" if last else None, stats if last else None)
+                for sample in samples:
+                    error = "no token is left" if last and self.failing == sample else None
+                    reason = "error" if error else "eos" if last else None
+                    logprobs = [-0.5 * i] if params.logprobs is not None else None
+                    yield StreamChunk(
+                        word,
+                        [i],
+                        reason,
+                        stats if last else None,
+                        error,
+                        sample_index=sample,
+                        logprobs=logprobs,
+                    )
         finally:
             self.closed += 1

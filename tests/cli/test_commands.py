@@ -7,9 +7,12 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from fake_llm import WORDS, FakeLLM
+
+from pyspec.engine import Grammar, SamplingParams
 
 TEXT = "".join(WORDS)
 Command = Callable[..., object]
@@ -49,6 +52,50 @@ def test_generate_reads_standard_input_and_passes_options(
     assert (params.max_tokens, params.seed, params.stop) == (3, 11, ("a", "b"))
 
 
+def test_generate_passes_every_sampling_parameter(
+    fake: type[FakeLLM], pyspec_command: Command, tmp_path: Path
+) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "object"}')
+    result = pyspec_command(
+        "generate", "x", "--typical-p", "0.8", "--repetition-penalty", "1.2", "--presence-penalty", "0.5",
+        "--frequency-penalty", "-0.5", "--logit-bias", "7=-2.5", "--logit-bias", "3=-inf", "--banned-token", "4",
+        "--allowed-token", "3", "--allowed-token", "5", "--min-tokens", "2", "--stop-token", "9", "--stream-index", "6",
+        "--json-schema", f"@{schema}",
+    )  # fmt: skip
+    assert result.code == 0
+    want = SamplingParams(
+        typical_p=0.8, repetition_penalty=1.2, presence_penalty=0.5, frequency_penalty=-0.5, max_tokens=256,
+        logit_bias={7: -2.5, 3: float("-inf")}, banned_tokens=[4], allowed_tokens=[3, 5], min_tokens=2,
+        stop_token_ids=[9], stream_index=6, grammar=Grammar.json_schema({"type": "object"}),
+    )  # fmt: skip
+    assert fake.made[0].prompts[0][1] == want
+    for name, text in (("regex", "[a-z]+"), ("lark", 'start: "a"')):
+        assert pyspec_command("generate", "x", f"--{name}", text).code == 0
+        assert fake.made[-1].prompts[0][1].grammar == Grammar(name, text)
+    assert pyspec_command("generate", "x", "--ignore-eos").code == 0
+    assert fake.made[-1].prompts[0][1].ignore_eos
+
+
+def test_generate_prints_several_samples(fake: type[FakeLLM], pyspec_command: Command) -> None:
+    result = pyspec_command("generate", "x", "--n", "3", "--temperature", "1")
+    assert (result.code, result.out) == (0, 3 * (TEXT + "\n"))
+    assert fake.made[0].settings["max_batch"] == 3
+    lines = pyspec_command("generate", "x", "--n", "2", "--json", "--logprobs", "0").out.splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [record["sample_index"] for record in records] == [0, 1]
+    assert [record["logprobs"] for record in records] == 2 * [[0.0, -0.5, -1.0, -1.5, -2.0]]
+
+
+def test_an_answer_that_ends_with_an_error_says_so(fake: type[FakeLLM], pyspec_command: Command) -> None:
+    fake.failing = 1
+    result = pyspec_command("generate", "x", "--n", "2", "--quiet")
+    assert (result.code, result.out, result.err) == (1, 2 * (TEXT + "\n"), "error: no token is left\n")
+    fake.failing = 0
+    result = pyspec_command("chat", "--quiet", stdin="one\n")
+    assert (result.code, result.err) == (0, "error: no token is left\n")
+
+
 def test_generate_without_template_is_raw(fake: type[FakeLLM], pyspec_command: Command) -> None:
     fake.template = None
     assert pyspec_command("generate", "x").code == 0
@@ -72,6 +119,16 @@ def test_generate_json_is_one_object(fake: type[FakeLLM], pyspec_command: Comman
         (("generate", "x", "--temperature", "-1"), 1, "temperature must be in [0, 1e6), got -1.0"),
         (("generate", "x", "--max-tokens", "0"), 1, "max_tokens must be in [1, 2147483647], got 0"),
         (("generate", "x", "--threads", "0"), 2, "0"),
+        (("generate", "x", "--logit-bias", "7:1"), 2, "must be ID=BIAS such as 15=-2.5, got '7:1'"),
+        (("generate", "x", "--logit-bias", "7=nan"), 1, "logit_bias must be -inf or in [-1e6, 1e6], got nan"),
+        (
+            ("generate", "x", "--regex", "a", "--lark", "b"),
+            2,
+            "only one grammar may be given, got --regex and --lark",
+        ),
+        (("generate", "x", "--json-schema", "@/no/such/file"), 1, "/no/such/file"),
+        (("generate", "x", "--n", "0"), 1, "n must be in [1, 1024], got 0"),
+        (("chat", "--repetition-penalty", "0"), 1, "repetition_penalty must be in [0.001, 1000], got 0.0"),
         (("nonsense",), 2, "nonsense"),
         (("bench", "nonsense"), 2, "nonsense"),
     ],
