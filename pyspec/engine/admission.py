@@ -79,8 +79,11 @@ class Admission:
         return RequestEdits(params, ids, {*eos, *params.stop_token_ids}, self._config.vocab_size, grammar)
 
     def _token_ids(self, prompt: Prompt, where: str) -> list[int]:
-        vocab, encode = self._config.vocab_size, self._checkpoint.tokenizer.encode
-        ids = encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
+        vocab = self._config.vocab_size
+        if isinstance(prompt, str):
+            ids = self._checkpoint.tokenizer.encode(prompt)
+        else:
+            ids = [int(token) for token in prompt]
         if not ids:
             raise ValueError(f"LLM: {where} must have at least one token, got none")
         if bad := [token for token in ids if not 0 <= token < vocab]:
