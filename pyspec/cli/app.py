@@ -20,6 +20,7 @@ from pyspec.cli.demo import demo
 from pyspec.cli.fetch import fetch
 from pyspec.cli.generate import generate
 from pyspec.cli.info import info
+from pyspec.cli.train_draft import train_draft
 from pyspec.cli.tune import tune
 
 EXPECTED = (
@@ -37,7 +38,7 @@ def cli() -> None:
     """Exact and fast speculative decoding with token trees: the same text as plain decoding, sooner."""
 
 
-for command in (generate, chat, info, fetch, bench, demo, tune):
+for command in (generate, chat, info, fetch, bench, demo, tune, train_draft):
     cli.add_command(command)
 
 
