@@ -8,7 +8,7 @@ A contract is one argument a line: tensors first, then `*`, then keyword-only sc
     bias?     [K]        f32            may be None
     cache!    [P, S, K]  f32            written in place
     scale?!   [P, S]     f32            may be None, written in place
-    cu_t      [B+1]      i32            arithmetic of bound letters
+    cu_t      [B+1]      i32            arithmetic of bound letters, from left to right: (V+31)/32 rounds up
     *
     eps       float = 1e-6
     -> out    [M, K]     like x

@@ -24,6 +24,7 @@ __all__ = [
     "build_tree",
     "commit_kv",
     "draw_children",
+    "edit_logits",
     "embedding",
     "fp8_linear",
     "gelu_mul",
@@ -233,6 +234,23 @@ def verify_drawn(
     return call(
         spec.verify_drawn, (*trees, *laws, edited), {"walk": walk, "max_path": max_path, **logprobs}, backend
     )
+
+
+def edit_logits(
+    logits: Tensor, tokens: Tensor, parents: Tensor, cu_t: Tensor, repetition: Tensor, presence: Tensor, frequency: Tensor,
+    history: Tensor, history_count: Tensor, cu_history: Tensor, bias_token: Tensor, bias: Tensor, cu_bias: Tensor,
+    mask: Tensor | None, mask_row: Tensor, *, backend: str | None = None,
+) -> Tensor:  # fmt: skip
+    """Logits [T, V] f32 of token trees with penalties, biases and masks, every node's by its own path: the `edited` of verify_tree.
+
+    tokens [T] i32, parents [T] i32, cu_t [B+1] i32 as in verify_tree; repetition (1 off), presence and frequency (0 off) [B] f32.
+    history [N] i32 (distinct tokens of each request's prompt and output), history_count [N] i32 (how often in the output, the root
+    included), cu_history [B+1] i32; bias_token [J] i32 (distinct in a request), bias [J] f32 (-inf bans), cu_bias [B+1] i32. mask
+    [R, ceil(V / 32)] i32: a bit per token, 1 if allowed; mask_row [T] i32: each node's, -1 for none. Returns [T, V] f32.
+    """
+    penalties = (repetition, presence, frequency, history, history_count, cu_history)
+    args = (logits, tokens, parents, cu_t, *penalties, bias_token, bias, cu_bias, mask, mask_row)
+    return call(spec.edit_logits, args, {}, backend)
 
 
 def embedding(ids: Tensor, weight: Tensor, *, scale: float = 1.0, backend: str | None = None) -> Tensor:

@@ -17,15 +17,22 @@ using Walked = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Te
 
 inline std::string element(const char* name, int64_t i) { return name + ("[" + std::to_string(i) + "]"); }
 
+// The offsets cu [B+1] must rise from 0 to `total`.
+inline void check_offsets(const Checker& check, const char* name, const int32_t* cu, int64_t B,
+                          int64_t total) {
+  for (int64_t b = 0; b <= B; ++b) {
+    const int64_t low = b == B ? total : b ? cu[b - 1] : 0, high = b ? total : 0;
+    if (low <= cu[b] && cu[b] <= high) continue;
+    const std::string rule =
+        low == high ? std::to_string(low) : "in [" + std::to_string(low) + ", " + std::to_string(high) + "]";
+    check.value(false, element(name, b).c_str(), rule, cu[b]);
+  }
+}
+
 // Checks offsets and parents; returns the number of nodes of the longest path.
 inline int64_t check_trees(const Checker& check, const int32_t* cu_t, const int32_t* parents, int64_t B,
                            int64_t T) {
-  for (int64_t b = 0; b <= B; ++b) {
-    const int64_t low = b == B ? T : b ? cu_t[b - 1] : 0, high = b ? T : 0;
-    const std::string rule =
-        low == high ? std::to_string(low) : "in [" + std::to_string(low) + ", " + std::to_string(high) + "]";
-    check.value(low <= cu_t[b] && cu_t[b] <= high, element("cu_t", b).c_str(), rule, cu_t[b]);
-  }
+  check_offsets(check, "cu_t", cu_t, B, T);
   std::vector<int64_t> nodes(size_t(T), 1);  // on the path to each node, itself included
   int64_t longest = 0;
   for (int64_t b = 0; b < B; ++b) {

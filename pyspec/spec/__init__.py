@@ -8,6 +8,7 @@ from pyspec.spec.append_kv import append_kv
 from pyspec.spec.build_tree import build_tree
 from pyspec.spec.commit_kv import commit_kv
 from pyspec.spec.draw_children import draw_children
+from pyspec.spec.edit_logits import edit_logits
 from pyspec.spec.embedding import embedding
 from pyspec.spec.fp8_linear import fp8_linear
 from pyspec.spec.gelu_mul import gelu_mul
@@ -37,6 +38,7 @@ __all__ = [
     "build_tree",
     "commit_kv",
     "draw_children",
+    "edit_logits",
     "embedding",
     "fp8_linear",
     "gelu_mul",

@@ -213,16 +213,16 @@ def check_temperature(op: str, temperature: Tensor) -> None:
     check_values(op, "temperature", "finite and >= 0", temperature, ok)
 
 
-def check_offsets(op: str, cu_t: Tensor, rows: int) -> None:
-    """Raise ValueError unless the offsets cu_t [B+1] rise from 0 to rows."""
-    offsets = cu_t.tolist()
+def check_offsets(op: str, cu: Tensor, total: int, name: str = "cu_t") -> None:
+    """Raise ValueError unless the offsets cu [B+1] rise from 0 to total."""
+    offsets = cu.tolist()
     for b, offset in enumerate(offsets):
-        low, high = (offsets[b - 1] if b else 0), (rows if b else 0)
+        low, high = (offsets[b - 1] if b else 0), (total if b else 0)
         if b == len(offsets) - 1:
-            low = rows
+            low = total
         if not low <= offset <= high:
             rule = str(low) if low == high else f"in [{low}, {high}]"
-            raise ValueError(f"{op}: cu_t[{b}] must be {rule}, got {offset}")
+            raise ValueError(f"{op}: {name}[{b}] must be {rule}, got {offset}")
 
 
 def check_values(op: str, name: str, rule: str, values: Tensor, ok: Tensor) -> None:
