@@ -83,9 +83,8 @@ class RequestEdits:
         return self.grammar is not None and self.grammar.advance(token)
 
     def legal(self, proposal: Proposal) -> Proposal:
-        """The proposal without what the grammar refuses: those nodes cannot be accepted. A tree whose verifier looks at how its
-        nodes were drawn stays as it is."""
-        if self.grammar is None or proposal.drawn is not None or len(proposal.tree) == 1:
+        """The proposal without what the grammar refuses: those nodes cannot be accepted. For trees that may be pruned."""
+        if self.grammar is None or len(proposal.tree) == 1:
             return proposal
         tree = proposal.tree
         kept = self.grammar.legal(tree.tokens, tree.parents)
