@@ -17,7 +17,8 @@ from pyspec.models.quant_formats import QuantTensor
 from pyspec.models.safetensors_folder import FLOATS, MAX_JSON_BYTES, check_tensor, open_tensors, read_json
 from pyspec.models.tokenizer import Tokenizer, tokenizer_from_json
 
-_LAYER = {
+# A decoder layer's weights, by canonical name, as transformers calls them.
+LAYER_NAMES = {
     "attn_norm": "input_layernorm.weight",
     "q_proj": "self_attn.q_proj.weight",
     "k_proj": "self_attn.k_proj.weight",
@@ -34,7 +35,7 @@ _LAYER = {
     "down_proj": "mlp.down_proj.weight",
 }
 # Gemma has norms after attention and MLP too, and gives the old name to the new place.
-_GEMMA_LAYER = _LAYER | {
+_GEMMA_LAYER = LAYER_NAMES | {
     "post_attn_norm": "post_attention_layernorm.weight",
     "mlp_norm": "pre_feedforward_layernorm.weight",
     "post_mlp_norm": "post_feedforward_layernorm.weight",
@@ -81,7 +82,7 @@ class HFCheckpoint(Checkpoint):
         holding = (roots for roots in _ROOTS if f"{roots[0]}embed_tokens.weight" in self._stored)
         root, head = next(holding, _ROOTS[0])
         top = {"embed": f"{root}embed_tokens", "final_norm": f"{root}norm", "lm_head": head}
-        layer = _GEMMA_LAYER if self.config.post_norms else _LAYER
+        layer = _GEMMA_LAYER if self.config.post_norms else LAYER_NAMES
         found = {}
         for name, shape in weight_shapes(self.config).items():
             if name in top:

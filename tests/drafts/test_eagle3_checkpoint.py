@@ -129,7 +129,7 @@ def test_taps_of_a_target(tmp_path: Path) -> None:
         ({"norm_before_fc": True, "fc_norm": True}, "at most one of them true"),
         ({"target_hidden_size": 1 << 40}, "target_hidden_size must be"),
         ({"transformer_layer_config": None}, "transformer_layer_config must be an object"),
-        ({"transformer_layer_config": {**LAYER, "model_type": "gpt_oss"}}, "model_type must be one of llama, qwen3"),
+        ({"transformer_layer_config": {**LAYER, "model_type": "gpt_oss"}}, "model_type must be one of qwen3, llama"),
         ({"transformer_layer_config": {**LAYER, "attention_bias": True}}, "attention_bias must be False"),
         ({"transformer_layer_config": {**LAYER, "mlp_bias": True}}, "mlp_bias must be False"),
         ({"transformer_layer_config": {**LAYER, "hidden_act": "gelu"}}, "hidden_act must be one of silu"),

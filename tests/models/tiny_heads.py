@@ -14,6 +14,8 @@ from torch import Tensor
 
 from pyspec.drafts.heads.eagle3_checkpoint import write_eagle3
 from pyspec.drafts.heads.eagle3_config import Eagle3Config, config_from_head, head_shapes
+from pyspec.drafts.heads.mtp import MIMO, QWEN, SPECULATORS, deepseek, mtp_shapes
+from pyspec.models.config import ModelConfig
 
 LAYER: dict[str, Any] = {
     "model_type": "llama", "vocab_size": 320, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1,
@@ -69,5 +71,31 @@ def specforge_folder(path: Path, config: Eagle3Config, seed: int = 0) -> Path:
         described["eagle_config"] = {
             "eagle_aux_hidden_state_layer_ids": [i - 1 for i in config.taps], "use_aux_hidden_state": True,
         }  # fmt: skip
+    (path / "config.json").write_text(json.dumps(described))
+    return path
+
+
+def mtp_folder(path: Path, target: ModelConfig, form: str, seed: int = 0) -> Path:
+    """A random MTP module for this target as a folder of the family `form`: speculators, qwen, mimo or deepseek."""
+    kind = {"speculators": SPECULATORS, "qwen": QWEN, "mimo": MIMO, "deepseek": deepseek(target.num_layers)}[
+        form
+    ]
+    layer = replace(target, num_layers=1, layer_types=("full",), sliding_window=0, tie_embeddings=False)
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {
+        kind.name(name): (1.0 if name.endswith("norm") else 0.0)
+        + 0.15 * torch.randn(shape, generator=generator)
+        for name, shape in mtp_shapes(layer).items()
+    }
+    described: dict[str, Any] = {"architectures": ["AnyForCausalLM"], "num_nextn_predict_layers": 1}
+    if form == "speculators":
+        nested = {
+            **LAYER, "model_type": target.architecture, "num_hidden_layers": target.num_layers,
+            "layer_types": ["full_attention"] * target.num_layers, "head_dim": target.head_dim,
+            "rms_norm_eps": target.rms_eps,
+        }  # fmt: skip
+        described = {"speculators_model_type": "mtp", "transformer_layer_config": nested}
+    path.mkdir(parents=True, exist_ok=True)
+    save_file({**tensors, "model.norm.weight": torch.ones(1)}, path / "model.safetensors")
     (path / "config.json").write_text(json.dumps(described))
     return path

@@ -24,6 +24,7 @@ from pyspec.drafts.heads.eagle3_config import (
     speculators_config,
 )
 from pyspec.models.fields import require
+from pyspec.models.hf import LAYER_NAMES
 from pyspec.models.quant_formats import QuantTensor
 from pyspec.models.quantize import join_q8_0, quantize
 from pyspec.models.safetensors_folder import FLOATS, check_tensor, open_tensors, read_json
@@ -35,13 +36,7 @@ _TOP = {
     "final_norm": "norm",
     "lm_head": "lm_head",
 }
-_LAYER = {
-    "embed_norm": "input_layernorm", "attn_norm": "input_layernorm", "hidden_norm": "hidden_norm",
-    "q_proj": "self_attn.q_proj", "k_proj": "self_attn.k_proj", "v_proj": "self_attn.v_proj",
-    "o_proj": "self_attn.o_proj", "q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm",
-    "mlp_norm": "post_attention_layernorm", "gate_proj": "mlp.gate_proj", "up_proj": "mlp.up_proj",
-    "down_proj": "mlp.down_proj",
-}  # fmt: skip
+_LAYER = {**LAYER_NAMES, "embed_norm": "input_layernorm.weight", "hidden_norm": "hidden_norm.weight"}
 # What a checkpoint may hold that a draft has no use for: the target's own embedding, and what training compared with.
 _UNUSED = ("embed_tokens.weight", "verifier_lm_head.weight", "verifier_norm.weight")
 _INT8 = {
@@ -57,7 +52,7 @@ def stored_name(name: str, first_layer: str = "layers.0") -> str:
     if not name.startswith("layers."):
         return f"{_TOP.get(name, name)}.weight"
     _, i, part = name.split(".")
-    return f"{first_layer if i == '0' else f'layers.{i}'}.{_LAYER[part]}.weight"
+    return f"{first_layer if i == '0' else f'layers.{i}'}.{_LAYER[part]}"
 
 
 class Eagle3Checkpoint:

@@ -19,24 +19,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pyspec.models.config import ModelConfig, RopeScaling
+from pyspec.models.config import ModelConfig, RopeScaling, weight_shapes
 from pyspec.models.fields import Fields, is_int, require
 from pyspec.models.hf_config import config_from_hf
 
 SPECULATORS_VERSION = "0.9.0"
 MAX_TAPS = 8
 _SPECFORGE = ("LlamaForCausalLMEagle3",)
-# transformers writes a nested configuration without the fields that have its defaults. By model_type:
+_KINDS = ("qwen3", "llama")  # model_type of the layers; the first where none is stated
+# transformers writes a nested configuration without the fields that have its defaults.
 _LLAMA = {
     "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
     "num_attention_heads": 32, "hidden_act": "silu", "max_position_embeddings": 2048, "rms_norm_eps": 1e-6,
     "rope_theta": 10000.0,
 }  # fmt: skip
-_QWEN3 = {
-    **_LLAMA, "vocab_size": 151936, "intermediate_size": 22016, "num_key_value_heads": 32, "head_dim": 128,
+_QWEN2 = {
+    **_LLAMA, "vocab_size": 151936, "intermediate_size": 22016, "num_key_value_heads": 32,
     "max_position_embeddings": 32768,
 }  # fmt: skip
-_LAYER_DEFAULTS = {"llama": ("LlamaForCausalLM", _LLAMA), "qwen3": ("Qwen3ForCausalLM", _QWEN3)}
+_LAYER_DEFAULTS = {
+    "llama": ("LlamaForCausalLM", _LLAMA),
+    "qwen2": ("Qwen2ForCausalLM", _QWEN2),
+    "qwen3": ("Qwen3ForCausalLM", {**_QWEN2, "head_dim": 128}),
+}
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ class Eagle3Config:
             is_int(width) and 1 <= width <= 1 << 17, "target_hidden_size", "an integer in [1, 131072]", width
         )
         kind = self.layer.architecture
-        _check(kind in _LAYER_DEFAULTS, "layer.architecture", " or ".join(_LAYER_DEFAULTS), kind)
+        _check(kind in _KINDS, "layer.architecture", " or ".join(_KINDS), kind)
         if self.taps is not None:
             ok = 1 <= len(self.taps) <= MAX_TAPS and all(is_int(i) and 0 <= i <= 1024 for i in self.taps)
             _check(ok, "taps", f"1 to {MAX_TAPS} layers in [0, 1024]", self.taps)
@@ -103,7 +108,6 @@ def head_shapes(config: Eagle3Config) -> dict[str, tuple[int, ...]]:
     """Canonical name -> shape of every float weight of the head (matrices are [N, K]); d2t and t2d are apart."""
     layer = config.layer
     hidden, features = layer.hidden_size, config.num_taps * config.target_hidden_size
-    q_rows, kv_rows = layer.num_heads * layer.head_dim, layer.num_kv_heads * layer.head_dim
     shapes: dict[str, tuple[int, ...]] = {"fc": (hidden, features)}
     if config.norm_before_fc:
         shapes["input_norm"] = (features,)
@@ -111,21 +115,12 @@ def head_shapes(config: Eagle3Config) -> dict[str, tuple[int, ...]]:
         shapes |= {f"fc_norm.{i}": (config.target_hidden_size,) for i in range(config.num_taps)}
     if config.own_embedding:
         shapes["embed"] = (layer.vocab_size, hidden)
-    for i in range(layer.num_layers):
-        wide = 2 * hidden if i == 0 else hidden
-        block: dict[str, tuple[int, ...]] = {
-            "attn_norm": (hidden,), "q_proj": (q_rows, wide), "k_proj": (kv_rows, wide), "v_proj": (kv_rows, wide),
-            "o_proj": (hidden, q_rows), "mlp_norm": (hidden,), "gate_proj": (layer.intermediate_size, hidden),
-            "up_proj": (layer.intermediate_size, hidden), "down_proj": (hidden, layer.intermediate_size),
-        }  # fmt: skip
-        if (
-            i == 0
-        ):  # its attention has two norms: of the embedding, and of the features or the last step's output
-            block["embed_norm"], block["hidden_norm"] = block.pop("attn_norm"), (hidden,)
-        if layer.qk_norm:
-            block |= {"q_norm": (layer.head_dim,), "k_norm": (layer.head_dim,)}
-        shapes |= {f"layers.{i}.{name}": shape for name, shape in block.items()}
-    return shapes | {"final_norm": (hidden,), "lm_head": (config.draft_vocab_size, hidden)}
+    blocks = {name: shape for name, shape in weight_shapes(layer).items() if name.startswith("layers.")}
+    # The first layer's attention is of the embedding and of the features, or the last step's output, a norm for each.
+    blocks["layers.0.embed_norm"] = blocks["layers.0.hidden_norm"] = blocks.pop("layers.0.attn_norm")
+    for name in ("layers.0.q_proj", "layers.0.k_proj", "layers.0.v_proj"):
+        blocks[name] = (blocks[name][0], 2 * hidden)
+    return shapes | blocks | {"final_norm": (hidden,), "lm_head": (config.draft_vocab_size, hidden)}
 
 
 def config_from_head(raw: Mapping[str, Any]) -> Eagle3Config:
@@ -145,14 +140,14 @@ def config_from_head(raw: Mapping[str, Any]) -> Eagle3Config:
 
 def _from_speculators(fields: Fields) -> Eagle3Config:
     fields.choice("speculators_model_type", ("eagle3",))
-    layer = _layer(fields.mapping("transformer_layer_config"), default="qwen3")
+    layer = head_layer(fields.mapping("transformer_layer_config"), _KINDS)
     size = fields.integer("draft_vocab_size", 32000)
     return _head(fields, layer, size, fields.sequence("eagle_aux_hidden_state_layer_ids", None), offset=0)
 
 
 def _from_specforge(fields: Fields) -> Eagle3Config:
     """SpecForge names layers whose output is tapped, and writes one layer whatever num_hidden_layers says."""
-    layer = _layer({**fields.values, "num_hidden_layers": 1}, default="llama")
+    layer = head_layer({"model_type": "llama", **fields.values, "num_hidden_layers": 1}, _KINDS)
     nested = Fields("eagle3", fields.mapping("eagle_config", {}))
     used = nested.flag("use_aux_hidden_state", True)
     _check(used, "eagle_config.use_aux_hidden_state", "true (EAGLE-3 has tapped layers)", used)
@@ -180,10 +175,10 @@ def _head(
     )
 
 
-def _layer(raw: Mapping[str, Any], default: str) -> ModelConfig:
-    """The decoder layers of a head as a model of their own."""
-    fields = Fields("eagle3", raw, "")
-    kind = fields.choice("model_type", tuple(_LAYER_DEFAULTS), default)
+def head_layer(raw: Mapping[str, Any], kinds: tuple[str, ...]) -> ModelConfig:
+    """The decoder layers of a head as a model of their own: model_type is one of `kinds`, the first where none is stated."""
+    fields = Fields("head", raw)
+    kind = fields.choice("model_type", kinds, kinds[0])
     architecture, defaults = _LAYER_DEFAULTS[kind]
     sliding = set(fields.sequence("layer_types", [])) - {"full_attention"} if kind == "llama" else ()
     _check(not sliding, "layer_types", "full_attention in a head of Llama layers", sliding)
