@@ -135,22 +135,23 @@ class BatchEdits:
         each = self._requests
         if not each:
             return None
-        laws = (
+        repetition, presence, frequency = (
             self._join(
                 name, np.float32, [np.array([getattr(edits, name)], dtype=np.float32) for edits in each]
             )
             for name in ("repetition", "presence", "frequency")
         )
         histories = [edits.history for edits in each]
+        mask, mask_row = self._masks(logits.size(1), tokens.numpy(), parents.numpy(), cu_t.tolist())
         return ops.edit_logits(
-            logits, tokens, parents, cu_t, *laws,
+            logits, tokens, parents, cu_t, repetition, presence, frequency,
             self._join("history", np.int32, [history.tokens for history in histories]),
             self._join("history_count", np.int32, [history.counts for history in histories]),
             self._offsets("cu_history", [history.tokens for history in histories]),
             self._join("bias_token", np.int32, [edits.bias_tokens for edits in each]),
             self._join("bias", np.float32, [edits.bias for edits in each]),
             self._offsets("cu_bias", [edits.bias for edits in each]),
-            *self._masks(logits.size(1), tokens.numpy(), parents.numpy(), cu_t.tolist()),
+            mask, mask_row,
         )  # fmt: skip
 
     def _masks(
