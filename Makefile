@@ -25,7 +25,7 @@ PROGRESS := 's|^\(\[[0-9]*/[0-9]*\]\).* -c [^ ]*/\([^/ ]*\) -o .*|\1 \2|p'
 SOURCES := setup.py $(shell find csrc -type f -name '*.cpp' -o -type f -name '*.h' -o -type f -name '*.cu' -o -type f -name '*.cuh')
 CXX_FILES := $(shell find csrc tests -type f -name '*.cpp' -o -type f -name '*.h' -o -type f -name '*.cu' -o -type f -name '*.cuh')
 
-.PHONY: run test test-gpu-emulated check format build bench bench-gpu clean
+.PHONY: run test test-distribution test-gpu-emulated check format build bench bench-gpu clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.compiled
@@ -33,6 +33,10 @@ run: $(VENV)/.compiled
 
 test: $(VENV)/.compiled $(VENV)/.dev
 	$(PY) -m pytest
+
+# Every verifier: all outcomes enumerated, and 1e8 tokens drawn in more than 200 settings (about 20 minutes)
+test-distribution: $(VENV)/.compiled $(VENV)/.dev
+	$(PY) -m pytest -m "distribution or not distribution" -k distribution
 
 # Every GPU kernel without a GPU: CUDA sources on the emulator in tests/cuda_emulator, Triton kernels on ttsem (races, accesses out of
 # bounds) and on a repaired interpreter, budgets of registers and shared memory, a tiny model end to end.
