@@ -98,6 +98,27 @@ def rows(x: Tensor) -> Tensor:
 
 
 @triton.jit
+def load_rows(weight_ptr, offs_n, offs_k, stride_n, mask_n, mask_k):
+    """A tile of a weight: [BLOCK_N, BLOCK_K]."""
+    ptrs = weight_ptr + offs_n[:, None] * stride_n + offs_k[None, :]
+    return tl.load(ptrs, mask=mask_n[:, None] & mask_k[None, :], other=0)
+
+
+@triton.jit
+def load_columns(x_ptr, offs_m, offs_k, stride_m, mask_m, mask_k):
+    """Rows of x as columns: [BLOCK_K, BLOCK_M]."""
+    ptrs = x_ptr + offs_m[None, :] * stride_m + offs_k[:, None]
+    return tl.load(ptrs, mask=mask_m[None, :] & mask_k[:, None], other=0)
+
+
+@triton.jit
+def store_columns(out_ptr, columns, offs_m, offs_n, stride_m, mask_m, mask_n):
+    """Columns [BLOCK_N, BLOCK_M] as rows of out."""
+    ptrs = out_ptr + offs_m[None, :] * stride_m + offs_n[:, None]
+    tl.store(ptrs, columns, mask=mask_n[:, None] & mask_m[None, :])
+
+
+@triton.jit
 def halves(x):
     """x [.., ..] f32 as the sum of two bf16: an error of 2^-17 instead of 2^-9. Infinities become NaN."""
     high = x.to(tl.bfloat16)

@@ -20,7 +20,18 @@ import triton.language as tl
 from torch import Tensor
 
 from .aot import AotCase
-from .dots import SIZE_TYPES, Config, dot, partials, rows, sum_parts, zeros_where_empty
+from .dots import (
+    SIZE_TYPES,
+    Config,
+    dot,
+    load_columns,
+    load_rows,
+    partials,
+    rows,
+    store_columns,
+    sum_parts,
+    zeros_where_empty,
+)
 from .dots import pick_config as pick_tiles
 from .tuned import tunable
 
@@ -61,16 +72,8 @@ def fp8_linear_kernel(
         for k in range(part * part_k, min(K, (part + 1) * part_k), BLOCK_K):
             offs_k = k + tl.arange(0, BLOCK_K)
             mask_k = offs_k < (part * part_k + 1000 if PLANTED_BUG == "no mask" else K)
-            x = tl.load(
-                x_ptr + offs_m[None, :] * x_stride_m + offs_k[:, None],
-                mask=mask_m[None, :] & mask_k[:, None],
-                other=0.0,
-            )
-            code = tl.load(
-                weight_ptr + offs_n[:, None] * weight_stride_n + offs_k[None, :],
-                mask=mask_n[:, None] & mask_k[None, :],
-                other=0,
-            )
+            x = load_columns(x_ptr, offs_m, offs_k, x_stride_m, mask_m, mask_k)
+            code = load_rows(weight_ptr, offs_n, offs_k, weight_stride_n, mask_n, mask_k)
             w = e4m3_to_bf16(code & 0x7F if PLANTED_BUG == "no sign" else code)
             if GRANULARITY == "block":
                 scale = tl.load(
@@ -83,13 +86,8 @@ def fp8_linear_kernel(
         if GRANULARITY != "block":
             acc *= tl.load(scale_ptrs, mask=mask_n, other=0.0)[:, None]
         total += acc
-    out_ptrs = (
-        out_ptr
-        + (0 if PLANTED_BUG == "one part" else first.to(tl.int64)) * out_stride_p
-        + offs_m[None, :] * out_stride_m
-        + offs_n[:, None]
-    )
-    tl.store(out_ptrs, total, mask=mask_n[:, None] & mask_m[None, :])
+    out_ptr += (0 if PLANTED_BUG == "one part" else first.to(tl.int64)) * out_stride_p
+    store_columns(out_ptr, total, offs_m, offs_n, out_stride_m, mask_m, mask_n)
 
 
 @tunable("fp8_linear")

@@ -18,8 +18,11 @@ from .dots import (
     SIZE_TYPES,
     Config,
     dot,
+    load_columns,
+    load_rows,
     partials,
     rows,
+    store_columns,
     sum_parts,
     sum_parts_case,
     zeros_where_empty,
@@ -46,27 +49,14 @@ def linear_kernel(
         for k in range(part * part_k, min(K, (part + 1) * part_k), BLOCK_K):
             offs_k = k + tl.arange(0, BLOCK_K)
             mask_k = offs_k < (part * part_k + BLOCK_K * 1000 if PLANTED_BUG == "no mask" else K)
-            x = tl.load(
-                x_ptr + offs_m[None, :] * x_stride_m + offs_k[:, None],
-                mask=mask_m[None, :] & mask_k[:, None],
-                other=0.0,
-            )
-            w = tl.load(
-                weight_ptr + offs_n[:, None] * weight_stride_n + offs_k[None, :],
-                mask=mask_n[:, None] & mask_k[None, :],
-                other=0.0,
-            )
+            x = load_columns(x_ptr, offs_m, offs_k, x_stride_m, mask_m, mask_k)
+            w = load_rows(weight_ptr, offs_n, offs_k, weight_stride_n, mask_n, mask_k)
             acc = dot(w, x.to(tl.bfloat16) if PLANTED_BUG == "high half" else x, acc)
         total += acc
     if bias_ptr is not None and not SPLIT:
         total += tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0)[:, None]
-    out_ptrs = (
-        out_ptr
-        + (0 if PLANTED_BUG == "one part" else first.to(tl.int64)) * out_stride_p
-        + offs_m[None, :] * out_stride_m
-        + offs_n[:, None]
-    )
-    tl.store(out_ptrs, total, mask=mask_n[:, None] & mask_m[None, :])
+    out_ptr += (0 if PLANTED_BUG == "one part" else first.to(tl.int64)) * out_stride_p
+    store_columns(out_ptr, total, offs_m, offs_n, out_stride_m, mask_m, mask_n)
 
 
 @tunable("linear")

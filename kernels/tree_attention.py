@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """tree_attention in Triton: ragged trees, chains and single tokens over a paged KV cache.
 
-Specification: pyspec/spec/tree_attention.py. One program has 64 rows of one request and KV head (row r is
-node r // R with query head r % R) and some spans of 512 slots.
+Specification: pyspec/spec/tree_attention.py. One program has a tile of rows of one request and KV head (row
+r is node r // R with query head r % R) and some spans of 512 slots.
 
 Order of a row's sums: slots are cut into spans at absolute multiples of 512 and those into tiles; a span is
 an online softmax over its tiles in ascending order, from nothing; spans are joined by a left fold in
@@ -12,6 +12,7 @@ the cut into programs change a bit, and a chain, cut anyhow, equals plain decodi
 Tiles have 64 rows even for one query: wgmma and tcgen05 have no fewer, and tiles of other sizes (with
 mma.sync, or other lanes that add a row's weights) would not be known to give the same bits. It costs
 little: 64 rows are 64 operations a byte of bf16 keys, where an H100 has about 300 for a byte of its memory.
+Large heads whose queries enter in two parts have 32 or 16 rows, for mma.sync: 64 would spill.
 
 Spans of a row go to several programs where there are few rows; each span's state is then stored, and a
 second launch folds them (the last program to arrive could, but a read of what other programs wrote is what
@@ -38,18 +39,24 @@ from .attention_tile import attend_tiles, finish, fold, fold_in_memory, is_chain
 from .dots import rows
 
 SPAN = 512  # slots; also the least that a program of its own is worth
-BLOCK_M = 64
 MAX_D = 256  # padded to a power of two with masks, and to the 16 that a product needs
 PROGRAMS = 264  # two per SM of a large GPU
 MAX_WORKSPACE = 256 << 20  # bytes of stored spans; calls that would need more are not split
 LOG2_E = 1.4426950408889634
+TYPES = {
+    "bf16": torch.bfloat16,
+    "fp32": torch.float32,
+    "i8": torch.int8,
+    "u8": torch.float8_e4m3fn,
+}  # Triton's names of queries' and pages'
 
 
 @dataclass(frozen=True)
 class Config:
-    """How one call is cut. span, block_n and warps, which fix the order of sums, follow from D alone."""
+    """How one call is cut. All that fixes the order of sums follows from D and the types alone."""
 
     span: int
+    block_m: int
     block_n: int
     num_warps: int
     tiles: int  # row tiles of all requests, at most
@@ -57,15 +64,25 @@ class Config:
     parts: int  # programs that share the spans of a row tile; 1: nothing is stored
 
 
-def pick_config(T: int, H: int, G: int, D: int, B: int, slots: int) -> Config:
+def is_split(q: torch.dtype, pages: torch.dtype) -> bool:
+    """Whether queries (and weights) enter as two parts of the 16 bits that keys have."""
+    return q == torch.float32 or (q == torch.float16 and pages != torch.float16)
+
+
+def pick_config(
+    T: int, H: int, G: int, D: int, B: int, slots: int, q: torch.dtype = torch.bfloat16,
+    pages: torch.dtype = torch.bfloat16,
+) -> Config:  # fmt: skip
     """Tiles and parts for T nodes of B requests whose page tables have room for `slots` slots each."""
     heads = H // G
-    tiles = min(T * heads, (T * heads + B * (BLOCK_M - 1)) // BLOCK_M)  # one more a request than whole tiles
+    width = D * 2 // pages.itemsize if is_split(q, pages) else 0  # 8-bit keys are held twice
+    block_m = 64 if width <= 128 else 32 if width <= 256 else 16  # what registers hold
+    tiles = min(T * heads, (T * heads + B * (block_m - 1)) // block_m)  # one more a request than whole tiles
     spans = max(1, triton.cdiv(slots, SPAN))
     parts = min(spans, max(1, PROGRAMS // max(1, tiles * G)))
     if 4 * spans * T * H * (D + 2) > MAX_WORKSPACE:
         parts = 1
-    return Config(SPAN, 32, 8 if D > 64 else 4, tiles, spans, parts)
+    return Config(SPAN, block_m, 32, 8 if D > 64 else 4, tiles, spans, parts)
 
 
 @triton.jit
@@ -94,7 +111,7 @@ def attend_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_B: tl.constexpr,
     PLANTED_BUG: tl.constexpr = "",
 ):  # fmt: skip
-    """Rows [64] of a request and KV head over the spans of one part.
+    """Rows [BLOCK_M] of a request and KV head over the spans of one part.
 
     Gives their results, or the state of every span if PARTS > 1.
     """
@@ -267,7 +284,7 @@ def tree_attention(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Every node's attention over the slots it sees: out [T, H, D] like q, and lse [T, H] f32."""
     (T, H, D), (_, S, G, _), (B, W) = q.shape, k_pages.shape, page_table.shape
-    c = pick_config(T, H, G, D, B, W * S)
+    c = pick_config(T, H, G, D, B, W * S, q.dtype, k_pages.dtype)
     args = (q, k_pages, v_pages, page_table, kv_len, cu_t, parents, k_scale, v_scale, sinks)
     return _launch(*args, c, scale, window, softcap)
 
@@ -283,19 +300,17 @@ def _launch(
         return out, lse
     q, page_table, kv_len, cu_t = rows(q), rows(page_table), kv_len.contiguous(), cu_t.contiguous()
     block_d, block_b = max(16, triton.next_power_of_2(D)), triton.next_power_of_2(B)
-    states = c.spans * T * H if c.parts > 1 else 2 * c.tiles * G * BLOCK_M if c.spans > 1 else 0
+    states = c.spans * T * H if c.parts > 1 else 2 * c.tiles * G * c.block_m if c.spans > 1 else 0
     partial, state = (q.new_empty(states, n, dtype=torch.float32) for n in (D if c.parts > 1 else block_d, 2))
-    f16 = k_pages.dtype == torch.float16
     scale_strides = [0 if x is None else x.stride(i) for x in (k_scale, v_scale) for i in range(3)]
     attend_kernel[(c.tiles, G, c.parts)](
         q, raw(k_pages), raw(v_pages), k_scale, v_scale, sinks, page_table, kv_len, cu_t,
         parents.contiguous(), out, lse, partial, state, T, H, B, window, (softcap or scale) * LOG2_E,
         scale / softcap if softcap else 1.0, *q.stride()[:2], page_table.stride(0), *k_pages.stride()[:3],
         *v_pages.stride()[:3], *scale_strides, PARTS=c.parts, R=H // G, S=S, D=D, SPAN=c.span,
-        WINDOW=window > 0, SOFTCAP=softcap > 0, F16=f16,
-        SPLIT=q.dtype == torch.float32 or (q.dtype == torch.float16 and not f16), BLOCK_M=BLOCK_M,
-        BLOCK_N=c.block_n, BLOCK_D=block_d, BLOCK_B=block_b, PLANTED_BUG=bug, num_warps=c.num_warps,
-        enable_fp_fusion=False,
+        WINDOW=window > 0, SOFTCAP=softcap > 0, F16=k_pages.dtype == torch.float16,
+        SPLIT=is_split(q.dtype, k_pages.dtype), BLOCK_M=c.block_m, BLOCK_N=c.block_n, BLOCK_D=block_d,
+        BLOCK_B=block_b, PLANTED_BUG=bug, num_warps=c.num_warps, enable_fp_fusion=False,
     )  # fmt: skip
     if c.parts > 1:
         block_h = min(8, triton.next_power_of_2(H))
@@ -313,15 +328,18 @@ def aot_cases() -> list[AotCase]:
     more = [
         ("D128-e4m3", 128, "bf16", "u8", False, 1),
         ("D128-i8", 128, "fp32", "i8", False, 1),
+        ("D128-e4m3-fp32", 128, "fp32", "u8", False, 1),
+        ("D256-i8", 256, "bf16", "i8", False, 1),
+        ("D256-i8-fp32", 256, "fp32", "i8", False, 1),
         ("D128-window", 128, "bf16", "bf16", True, 1),
         ("D128-parts", 128, "bf16", "bf16", False, 4),
     ]
     cases = []
     for name, D, q, page, windowed, parts in usual + more:
-        c = pick_config(64, 32, 8, D, 8, 4096)
+        c = pick_config(64, 32, 8, D, 8, 4096, TYPES[q], TYPES[page])
         constants: dict[str, object] = {
             "PARTS": parts, "R": 4, "S": 16, "D": D, "SPAN": SPAN, "WINDOW": windowed, "SOFTCAP": False,
-            "F16": False, "SPLIT": q == "fp32", "BLOCK_M": BLOCK_M, "BLOCK_N": c.block_n,
+            "F16": False, "SPLIT": q == "fp32", "BLOCK_M": c.block_m, "BLOCK_N": c.block_n,
             "BLOCK_D": triton.next_power_of_2(D), "BLOCK_B": 8, "PLANTED_BUG": "", "sinks_ptr": None,
         }  # fmt: skip
         if page == "bf16":
@@ -332,7 +350,7 @@ def aot_cases() -> list[AotCase]:
         "D": 128, "SPAN": SPAN, "WINDOW": False, "BLOCK_H": 8, "BLOCK_D": 128, "BLOCK_B": 8,
         "sinks_ptr": None,
     }  # fmt: skip
-    fold = Config(SPAN, 32, 4, 1, 1, 1)
+    fold = Config(SPAN, 64, 32, 4, 1, 1, 1)
     cases.append(_aot_case("tree_attention-fold", fold_kernel, {"out_ptr": "*bf16"}, constants, fold))
     return cases
 

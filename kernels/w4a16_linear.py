@@ -21,7 +21,17 @@ import triton.language as tl
 from torch import Tensor
 
 from .aot import AotCase
-from .dots import SIZE_TYPES, Config, dot, partials, rows, sum_parts
+from .dots import (
+    SIZE_TYPES,
+    Config,
+    dot,
+    load_columns,
+    load_rows,
+    partials,
+    rows,
+    store_columns,
+    sum_parts,
+)
 from .dots import pick_config as pick_tiles
 from .tuned import tunable
 
@@ -45,16 +55,9 @@ def w4a16_linear_kernel(
         acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
         for k in range(part * part_k, min(K, (part + 1) * part_k), BLOCK_K):
             offs_k, offs_byte = k + tl.arange(0, BLOCK_K), k // 2 + tl.arange(0, BLOCK_K // 2)
-            x = tl.load(
-                x_ptr + offs_m[None, :] * x_stride_m + offs_k[:, None],
-                mask=mask_m[None, :] & (offs_k < K)[:, None],
-                other=0.0,
-            )
-            nibbles = tl.load(
-                qweight_ptr + offs_n[:, None] * weight_stride_n + offs_byte[None, :],
-                mask=mask_n[:, None] & (offs_byte < (K if PLANTED_BUG == "no mask" else K // 2))[None, :],
-                other=0,
-            )
+            x = load_columns(x_ptr, offs_m, offs_k, x_stride_m, mask_m, offs_k < K)
+            mask_byte = offs_byte < (K if PLANTED_BUG == "no mask" else K // 2)
+            nibbles = load_rows(qweight_ptr, offs_n, offs_byte, weight_stride_n, mask_n, mask_byte)
             w = tl.interleave(nibbles & 15, nibbles >> 4).to(tl.float32)
             if g_idx_ptr is not None:  # every column has its own group
                 group = tl.load(g_idx_ptr + offs_k, mask=offs_k < K, other=0)[None, :]
@@ -83,13 +86,8 @@ def w4a16_linear_kernel(
         if GROUP == -1 and g_idx_ptr is None:
             acc *= tl.load(scales_ptrs, mask=mask_n, other=0.0).to(tl.float32)[:, None]
         total += acc
-    out_ptrs = (
-        out_ptr
-        + (0 if PLANTED_BUG == "one part" else first.to(tl.int64)) * out_stride_p
-        + offs_m[None, :] * out_stride_m
-        + offs_n[:, None]
-    )
-    tl.store(out_ptrs, total, mask=mask_n[:, None] & mask_m[None, :])
+    out_ptr += (0 if PLANTED_BUG == "one part" else first.to(tl.int64)) * out_stride_p
+    store_columns(out_ptr, total, offs_m, offs_n, out_stride_m, mask_m, mask_n)
 
 
 @tunable("w4a16_linear")

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .aot import AotCase
-from .dots import OPTIONS, rows
+from .dots import OPTIONS, load_columns, load_rows, rows, store_columns
 from .tuned import tunable
 
 
@@ -45,26 +45,17 @@ def w8a8_linear_kernel(
     for k in range(0, K, BLOCK_K):
         offs_k = k + tl.arange(0, BLOCK_K)
         mask_k = offs_k < (K + BLOCK_K if PLANTED_BUG == "no mask" else K)
-        x = tl.load(
-            x_ptr + offs_m[None, :] * x_stride_m + offs_k[:, None],
-            mask=mask_m[None, :] & mask_k[:, None],
-            other=0,
-        )
-        w = tl.load(
-            weight_ptr + offs_n[:, None] * weight_stride_n + offs_k[None, :],
-            mask=mask_n[:, None] & mask_k[None, :],
-            other=0,
-        )
+        x = load_columns(x_ptr, offs_m, offs_k, x_stride_m, mask_m, mask_k)
+        w = load_rows(weight_ptr, offs_n, offs_k, weight_stride_n, mask_n, mask_k)
         acc = tl.dot(w, x, acc)
     w_scale = tl.load(w_scale_ptr + offs_n, mask=mask_n, other=0.0)
     x_scale = tl.load(x_scale_ptr + offs_m, mask=mask_m, other=0.0)
     if PLANTED_BUG == "rounded sum":
         acc = acc.to(tl.bfloat16)
     out = acc.to(tl.float32) * w_scale[:, None] * x_scale[None, :]
-    out_ptrs = out_ptr + offs_m[None, :] * out_stride_m + offs_n[:, None]
     if PLANTED_BUG == "one tile":
-        out_ptrs -= tl.program_id(0) * BLOCK_N
-    tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=mask_n[:, None] & mask_m[None, :])
+        out_ptr -= tl.program_id(0) * BLOCK_N
+    store_columns(out_ptr, out.to(out_ptr.dtype.element_ty), offs_m, offs_n, out_stride_m, mask_m, mask_n)
 
 
 @tunable("w8a8_linear")

@@ -15,7 +15,9 @@
 namespace pyspec {
 namespace {
 
-constexpr int kWarp = 32, kMaxThreads = 256,
+using cuda::kWarp;
+
+constexpr int kMaxThreads = 256,
               kBlocksPerSm = 4;  // at most 64 registers: for more ptxas would spill
 
 struct AppendConfig {

@@ -237,7 +237,9 @@ __global__ void __launch_bounds__(kLinearThreads, kRowTiles == 1 && Weight::kCha
       }
     __syncthreads();
     for (int o = threadIdx.x; o < kMmaRows * kChannels; o += kLinearThreads) {
-      const int row = o / kChannels, channel = o % kChannels;
+      // With 16 channels a warp reads two rows: r and r + 4 lie in different banks, r and r + 1 do not.
+      const int pair = o / (2 * kMmaChannels), channel = o % kChannels;
+      const int row = kChannels == kMmaChannels ? pair + o / kMmaChannels % 2 * 4 : o / kChannels;
       const int64_t m = m0 + kMmaRows * r + row, n = n0 + channel;
       if (m >= p.M || n >= p.N) continue;
       Sum sum = 0;

@@ -16,6 +16,10 @@
 #define PYSPEC_LAUNCH(kernel, grid, block, smem_bytes, stream, ...) \
   ::pyspec::cuda::launch(#kernel, kernel, grid, block, smem_bytes, stream, __VA_ARGS__)
 
+namespace pyspec::cuda {
+constexpr int kWarp = 32;
+}
+
 #ifndef __CUDACC__
 
 #include "ptx_emulated.h"

@@ -13,7 +13,9 @@
 namespace pyspec {
 namespace {
 
-constexpr int kWarp = 32, kThreads = 256;
+using cuda::kWarp;
+
+constexpr int kThreads = 256;
 
 template <QuantFormat kFormat>
 constexpr QuantFormatInfo kInfo = info(kFormat);

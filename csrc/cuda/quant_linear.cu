@@ -17,12 +17,14 @@
 namespace pyspec {
 namespace {
 
-constexpr int kWarp = 32, kMmaChannels = 16, kMmaRows = 8, kManyTiles = 2, kManyRowTiles = 8, kFewWarps = 4;
-constexpr int kFewThreads = kFewWarps * kWarp;
 using cuda::GroupScale;
 using cuda::kInfo;
 using cuda::kScalesOfGroup;
 using cuda::kStageGroups;
+using cuda::kWarp;
+
+constexpr int kMmaChannels = 16, kMmaRows = 8, kManyTiles = 2, kManyRowTiles = 8, kFewWarps = 4;
+constexpr int kFewThreads = kFewWarps * kWarp;
 
 // The activations' scale of group i of all rows, and its product with the sum of their integers.
 template <QuantFormat kFormat>

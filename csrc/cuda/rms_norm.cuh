@@ -9,7 +9,7 @@
 
 namespace pyspec::cuda {
 
-constexpr int kWarp = 32, kNormThreads = 512;
+constexpr int kNormThreads = 512;
 constexpr int kHeld = 4;  // fours of a row that a thread keeps in registers: all of it up to K = 8192
 
 constexpr int norm_threads(int64_t K) {

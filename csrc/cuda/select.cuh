@@ -10,7 +10,7 @@
 
 namespace pyspec::cuda {
 
-constexpr int kThreads = 512, kWarp = 32, kWarps = kThreads / kWarp;
+constexpr int kThreads = 512, kWarps = kThreads / kWarp;
 constexpr int kChunk = 4 * kThreads;  // tokens that a block takes at a time, 4 consecutive ones a thread
 constexpr int kMaxSelected = 1024;    // keys that select can give
 constexpr int kKeys = 2 * kChunk;     // keys collected between two sorts

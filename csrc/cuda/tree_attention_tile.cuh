@@ -7,7 +7,7 @@
 
 namespace pyspec::attention {
 
-constexpr int kWarp = 32;
+using cuda::kWarp;
 constexpr unsigned kFullWarp = 0xffffffffu;
 template <int kD>
 constexpr Shape kShape = shape_of(kD);

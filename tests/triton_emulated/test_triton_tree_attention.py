@@ -37,7 +37,7 @@ def attend(
     """Every request's out and lse as one tensor [n, H, D + 1]; `parts` programs share a row tile's spans."""
     args, kwargs = call_args(requests, S, seed=seed)
     (T, H, D), (_, S, G, _), (B, W) = args[0].shape, args[1].shape, args[3].shape
-    config = kernels.pick_config(T, H, G, D, B, W * S)
+    config = kernels.pick_config(T, H, G, D, B, W * S, args[0].dtype, args[1].dtype)
     spans = -(-W * S // SPAN)
     config = replace(config, span=SPAN, spans=spans, parts=parts)
     arguments = {"scale": kwargs["scale"], "window": 0, "softcap": 0.0, **options}
