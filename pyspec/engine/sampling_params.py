@@ -98,7 +98,9 @@ class SamplingParams:
         if self.allowed_tokens is not None:
             object.__setattr__(self, "allowed_tokens", _ids("allowed_tokens", self.allowed_tokens))
             if not self.allowed_tokens:
-                raise ValueError("SamplingParams: allowed_tokens must be None or hold a token, got none")
+                raise ValueError(
+                    "SamplingParams: allowed_tokens must be None or at least one token, got none"
+                )
         if self.grammar is not None:
             self._check_grammar()
 
@@ -146,7 +148,7 @@ def _ids(name: str, values: Any) -> tuple[int, ...]:
     if isinstance(values, (str, bytes)) or not isinstance(values, Collection):
         raise TypeError(f"SamplingParams: {name} must be a collection of token ids, got {_short(values)}")
     if len(values) > MAX_IDS:
-        raise ValueError(f"SamplingParams: {name} must have at most {MAX_IDS} tokens, got {len(values)}")
+        raise ValueError(f"SamplingParams: {name} must be at most {MAX_IDS} tokens, got {len(values)}")
     for value in values:
         _integer(name, value, 0, MAX_ID)
     return tuple(sorted(set(values)))
@@ -159,7 +161,7 @@ def _bias(values: Any) -> tuple[tuple[int, float], ...]:
             values = dict(values)
         except (TypeError, ValueError):
             raise TypeError(
-                f"SamplingParams: logit_bias must map token ids to numbers, got {_short(values)}"
+                f"SamplingParams: logit_bias must be a mapping of token ids to numbers, got {_short(values)}"
             ) from None
     _ids("logit_bias", values.keys())
     for value in values.values():
