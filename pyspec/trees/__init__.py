@@ -5,6 +5,6 @@ from __future__ import annotations
 
 from .batch import TreeBatch
 from .token_tree import MAX_NODES, Drawn, TokenTree
-from .verifiers import EXACT_VERIFIERS, check_verifier
+from .verifiers import VERIFIERS, Verifier, check_verifier
 
-__all__ = ["EXACT_VERIFIERS", "MAX_NODES", "Drawn", "TokenTree", "TreeBatch", "check_verifier"]
+__all__ = ["MAX_NODES", "VERIFIERS", "Drawn", "TokenTree", "TreeBatch", "Verifier", "check_verifier"]

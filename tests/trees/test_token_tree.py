@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tree_strategies import token_trees
 
-from pyspec.errors import UnsupportedError
-from pyspec.trees import EXACT_VERIFIERS, Drawn, TokenTree, TreeBatch, check_verifier
+from pyspec.trees import Drawn, TokenTree, TreeBatch
 
 
 def ints(*values: int) -> np.ndarray:
@@ -196,48 +195,3 @@ def test_other_bad_arguments_are_refused() -> None:
 
 def test_equal_siblings_are_allowed_for_independent_draws() -> None:
     assert len(TokenTree(ints(1, 2, 2), ints(-1, 0, 0), Drawn.IID)) == 3
-
-
-@pytest.mark.parametrize("drawn", Drawn)
-@pytest.mark.parametrize("pruned", [False, True])
-def test_walks_are_exact_for_every_tree_and_rejection_is_refused(drawn: Drawn, pruned: bool) -> None:
-    tree = TokenTree(TREE.tokens, TREE.parents, drawn, pruned)
-    assert set(EXACT_VERIFIERS) == {"greedy", "shared_noise"}
-    for verifier in EXACT_VERIFIERS:
-        check_verifier(verifier, tree)
-    for verifier in ("rejection_iid", "rejection_without_replacement", "traversal_hybrid"):
-        with pytest.raises(UnsupportedError, match=f"got '{verifier}': .*; use greedy, shared_noise$"):
-            check_verifier(verifier, tree)
-
-
-def test_refusals_name_their_reason() -> None:
-    kind = "check_verifier: verifier must be exact for the tree "
-    for drawn, pruned, reason in [
-        (
-            Drawn.DETERMINISTIC,
-            False,
-            "(deterministic), got 'rejection_iid': it is exact for trees drawn iid alone "
-            "(total variation 0.3188 measured)",
-        ),
-        (
-            Drawn.IID,
-            True,
-            "(iid, pruned), got 'rejection_iid': removing drawn children biases it "
-            "(total variation 0.085 to 0.21 measured)",
-        ),
-        (
-            Drawn.IID,
-            False,
-            "(iid), got 'rejection_iid': it is exact for this tree but not implemented in this version",
-        ),
-        (
-            Drawn.SHARED_NOISE,
-            False,
-            "(shared_noise), got 'rejection_iid': it is exact for trees drawn iid alone",
-        ),
-    ]:
-        tree = TokenTree(TREE.tokens, TREE.parents, drawn, pruned)
-        with pytest.raises(UnsupportedError, match=re.escape(f"{kind}{reason}; use greedy, shared_noise")):
-            check_verifier("rejection_iid", tree)
-    with pytest.raises(ValueError, match="^check_verifier: verifier must be one of greedy, shared_noise, "):
-        check_verifier("typical", TREE)
