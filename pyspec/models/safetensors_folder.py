@@ -36,11 +36,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return dict(value)
 
 
-def open_tensors(folder: Path) -> dict[str, Any]:
-    """Stored name -> the open safetensors file of `folder` that holds it, by the index of shards if there is one."""
+def open_tensors(folder: Path, single: str = "model.safetensors") -> dict[str, Any]:
+    """Stored name -> the open safetensors file of `folder` that holds it, by the index of shards if there is one, else `single`."""
     index = folder / "model.safetensors.index.json"
     if not index.exists():
-        shard = _open(folder, "model.safetensors")
+        shard = _open(folder, single)
         return dict.fromkeys(shard.keys(), shard)
     files = Fields(f"checkpoint {index}", read_json(index)).mapping("weight_map")
     for file in set(map(str, files.values())):

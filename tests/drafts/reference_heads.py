@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from pyspec.drafts.heads.eagle3_config import Eagle3Config
+from pyspec.drafts.heads.mtp import Form
 from pyspec.models.config import ModelConfig
 
 
@@ -29,9 +30,9 @@ def layer(
 ) -> Tensor:  # fmt: skip
     """One decoder layer: entry t attends to the entries with sees[t] true; `normed` is what q, k and v are made of."""
     p, n, eps = f"layers.{i}.", len(normed), config.rms_eps
-    q = (normed @ w[p + "q_proj"].T).view(n, config.num_heads, config.head_dim)
-    k = (normed @ w[p + "k_proj"].T).view(n, config.num_kv_heads, config.head_dim)
-    v = (normed @ w[p + "v_proj"].T).view(n, config.num_kv_heads, config.head_dim)
+    q, k, v = (normed @ w[p + f"{x}_proj"].T + w.get(p + f"{x}_bias", torch.zeros(())) for x in "qkv")
+    q = q.view(n, config.num_heads, config.head_dim)
+    k, v = (x.view(n, config.num_kv_heads, config.head_dim) for x in (k, v))
     if config.qk_norm:
         q, k = rms(q, w[p + "q_norm"], eps), rms(k, w[p + "k_norm"], eps)
     q, k = (rotate(x, positions, config.rope_theta) for x in (q, k))
@@ -77,3 +78,30 @@ def eagle3(
             f = torch.cat([f, (h if config.norm_output else x)[-1:]])
             ids.append(drafted[step])
     return torch.stack(rows)
+
+
+def mtp(
+    w: dict[str, Tensor], config: ModelConfig, form: Form, features: Tensor, tokens: list[int], drafted: list[int], embed: Tensor
+) -> Tensor:  # fmt: skip
+    """Logits as of `eagle3`, of an MTP module. features [n, hidden]: what enters the target's final norm; its head is `embed`."""
+    eps, f = config.rms_eps, rms(features, w["final_norm"], config.rms_eps)
+    ids, rows = list(tokens), []
+    for step in range(1 + len(drafted)):
+        n = len(ids)
+        both = [rms(embed[ids], w["token_norm"], eps), rms(f, w["hidden_norm"], eps)]
+        x = torch.cat(both if form.token_first else both[::-1], -1) @ w["input_proj"].T
+        causal = torch.ones(n, n, dtype=torch.bool).tril()
+        x = layer(w, 0, config, rms(x, w["layers.0.attn_norm"], eps), x, causal, torch.arange(n))
+        h = rms(x, w["head_norm"], eps)
+        rows.append(h[-1] @ embed.T)
+        if step < len(drafted):
+            f = torch.cat([f, (h if form.norm_output else x)[-1:]])
+            ids.append(drafted[step])
+    return torch.stack(rows)
+
+
+def medusa(w: dict[str, Tensor], blocks: int, head: int, x: Tensor) -> Tensor:
+    """Logits of one Medusa head; x is behind the target's final norm."""
+    for i in range(blocks):
+        x = x + silu(x @ w[f"{head}.{i}.weight"].T + w.get(f"{head}.{i}.bias", torch.zeros(())))
+    return x @ w[f"{head}.lm_head"].T

@@ -99,3 +99,39 @@ def mtp_folder(path: Path, target: ModelConfig, form: str, seed: int = 0) -> Pat
     save_file({**tensors, "model.norm.weight": torch.ones(1)}, path / "model.safetensors")
     (path / "config.json").write_text(json.dumps(described))
     return path
+
+
+def medusa_folder(
+    path: Path, target: ModelConfig, form: str, heads: int = 3, blocks: int = 1, seed: int = 0
+) -> Path:
+    """Random Medusa heads as a folder in the form "repository", "version 2" (the target's LM head), "vllm" or "truncated"."""
+    generator = torch.Generator().manual_seed(seed)
+    size, vocabulary = target.hidden_size, target.vocab_size
+    columns = 40 if form == "truncated" else vocabulary
+    random = lambda *shape: 0.15 * torch.randn(shape, generator=generator)
+    tensors: dict[str, Tensor] = {}
+    for i in range(heads):
+        for block in range(blocks):
+            if form in ("repository", "version 2"):
+                tensors[f"{i}.{block}.linear.weight"] = random(size, size)
+                tensors[f"{i}.{block}.linear.bias"] = random(size)
+            else:
+                tensors[f"blocks.{i}.layers.{block}.weight"] = random(size, size)
+        if form == "repository":
+            tensors[f"{i}.{blocks}.weight"] = random(columns, size)
+        elif form == "vllm":
+            tensors[f"lm_heads.{i}.weight"] = random(columns, size)
+    described: dict[str, Any] = {"medusa_num_heads": heads, "medusa_num_layers": blocks}
+    if form in ("vllm", "truncated"):
+        described = {
+            "model_type": "medusa", "num_heads": heads, "num_hidden_layers": blocks, "hidden_size": size,
+            "vocab_size": vocabulary,
+        }  # fmt: skip
+    if form == "truncated":
+        described |= {"truncated_vocab_size": columns, "original_lm_head": True}
+        tensors["lm_head.weight"] = random(columns, size)
+        tensors["token_map"] = torch.randperm(vocabulary, generator=generator)[:columns]  # in no order
+    path.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path / ("medusa_lm_head.safetensors" if form == "version 2" else "model.safetensors"))
+    (path / "config.json").write_text(json.dumps(described))
+    return path
