@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from pyspec.engine.edits import RequestEdits
-from pyspec.engine.executor import GPU_EXECUTORS
+from pyspec.engine.executor import Executor
 from pyspec.engine.grammar import GrammarCompiler, GrammarState
 from pyspec.engine.request import Request
 from pyspec.engine.sampling_params import SamplingParams
@@ -27,7 +27,7 @@ class Admission:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        executor: str,
+        executor: Executor,
         scheduler: Scheduler,
         speculator: Speculator,
         max_context: int,
@@ -106,11 +106,11 @@ class Admission:
         for name, tokens in named.items():
             if tokens and max(tokens) >= vocab:
                 raise ValueError(f"LLM: {name} must have tokens in [0, {vocab}), got {max(tokens)}")
-        unknown = (*params.edits, *(("typical_p",) if params.typical_p < 1 else ()))
-        if unknown and self._executor in GPU_EXECUTORS:
+        special = (*params.edits, *(("typical_p",) if params.typical_p < 1 else ()))
+        if special and (reason := self._executor.refusal(bool(params.edits), params.typical_p < 1)):
             raise UnsupportedError(
-                f"LLM: executor {self._executor!r} cannot run a request with {', '.join(unknown)}: there are no kernels of it "
-                "for GPUs; executor='compiled' runs it on the CPU"
+                f"LLM: executor {self._executor.name!r} cannot run a request with {', '.join(special)}: {reason}; "
+                "executor='compiled' runs it on the CPU"
             )
 
 

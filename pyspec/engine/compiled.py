@@ -89,6 +89,9 @@ class CompiledExecutor:
     def verify(self, num_logprobs: int) -> Verified:
         return verify_on_host(self._batch, self.logits(), self._commit, num_logprobs)
 
+    def refusal(self, edits: bool, typical: bool) -> str:
+        return ""
+
     def _commit(self, path: Tensor, path_len: Tensor) -> None:
         self._executor.commit(path.data_ptr(), path_len.data_ptr(), *path.shape)
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
-from pyspec import ops
 from pyspec.drafts.base import Proposal
 from pyspec.engine.grammar import GrammarState
 from pyspec.engine.sampling_params import SamplingParams
@@ -130,28 +130,31 @@ class BatchEdits:
         """Take the requests of a step; None: this one's logits stay as they are, or it has none."""
         self._requests = [edits or _NOTHING for edits in requests] if any(requests) else []
 
-    def apply(self, logits: Tensor, tokens: Tensor, parents: Tensor, cu_t: Tensor) -> Tensor | None:
-        """The edited copy of logits [R, V] at the nodes of the step's trees (as verify_tree takes them); None if no request edits."""
+    def arguments(
+        self, vocab: int, tokens: Tensor, parents: Tensor, cu_t: Tensor
+    ) -> tuple[Any, ...] | None:
+        """What edit_logits takes besides logits [R, V] at the nodes of the step's trees (as verify_tree takes them), on the host and
+        valid until the next step; None if no request edits."""
         each = self._requests
         if not each:
             return None
-        repetition, presence, frequency = (
+        laws = [
             self._join(
                 name, np.float32, [np.array([getattr(edits, name)], dtype=np.float32) for edits in each]
             )
             for name in ("repetition", "presence", "frequency")
-        )
-        histories = [edits.history for edits in each]
-        mask, mask_row = self._masks(logits.size(1), tokens.numpy(), parents.numpy(), cu_t.tolist())
-        return ops.edit_logits(
-            logits, tokens, parents, cu_t, repetition, presence, frequency,
-            self._join("history", np.int32, [history.tokens for history in histories]),
-            self._join("history_count", np.int32, [history.counts for history in histories]),
-            self._offsets("cu_history", [history.tokens for history in histories]),
+        ]
+        tokens_seen = [edits.history.tokens for edits in each]
+        biases = [edits.bias for edits in each]
+        return (
+            tokens, parents, cu_t, *laws,
+            self._join("history", np.int32, tokens_seen),
+            self._join("history_count", np.int32, [edits.history.counts for edits in each]),
+            self._offsets("cu_history", tokens_seen),
             self._join("bias_token", np.int32, [edits.bias_tokens for edits in each]),
-            self._join("bias", np.float32, [edits.bias for edits in each]),
-            self._offsets("cu_bias", [edits.bias for edits in each]),
-            mask, mask_row,
+            self._join("bias", np.float32, biases),
+            self._offsets("cu_bias", biases),
+            *self._masks(vocab, tokens.numpy(), parents.numpy(), cu_t.tolist()),
         )  # fmt: skip
 
     def _masks(

@@ -60,6 +60,9 @@ class Executor(Protocol):
     def verify(self, num_logprobs: int) -> Verified:
         """Walk the batch's trees with the logits of the last run, and move the accepted nodes' KV to where plain decoding has it."""
 
+    def refusal(self, edits: bool, typical: bool) -> str:
+        """Why requests that edit their logits (see edits.py), or with typical_p, cannot run; empty if they can."""
+
     def nbytes(self) -> dict[str, int]:
         """Memory held: weights and buffers, in bytes."""
 
@@ -104,6 +107,9 @@ class SpecExecutor:
 
     def verify(self, num_logprobs: int) -> Verified:
         return verify_on_host(self._batch, self.logits(), self._commit, num_logprobs)
+
+    def refusal(self, edits: bool, typical: bool) -> str:
+        return ""
 
     def _commit(self, path: Tensor, path_len: Tensor) -> None:
         b = self._batch

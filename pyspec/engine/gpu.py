@@ -55,6 +55,7 @@ class GpuExecutor:
         self._inputs, self._outputs = rows_of(program.inputs), rows_of(program.outputs)
         self._program = DeviceProgram(program, weights, cache, device, release_pages)
         self._rehearse()
+        self._edited: Tensor | None = None  # made for the first request that edits its logits
         self._kernels: dict[str, Callable[..., Any]] = {}
         self._graphs = Graphs(device)
         self._results: dict[tuple[int, ...], tuple[Tensor, ...]] = {}  # pinned, where verifications come back
@@ -81,10 +82,10 @@ class GpuExecutor:
         return self.read("taps")
 
     def verify(self, num_logprobs: int) -> Verified:
-        batch, body = self._padded, partial(self._walk, self._call, num_logprobs)
-        results = self._graphs.run(
-            ("walk", *batch.sizes[1:], num_logprobs), body, batch.send_blank, batch.send
-        )
+        batch, edited = self._padded, self._edit()
+        body = partial(self._walk, self._call, num_logprobs, edited)
+        key = ("walk", *batch.sizes[1:], num_logprobs, edited is not None)
+        results = self._graphs.run(key, body, batch.send_blank, batch.send)
         return Verified(*(out.numpy()[: self._batch.B] for out in self._read_back(results)))
 
     def nbytes(self) -> dict[str, int]:
@@ -117,11 +118,26 @@ class GpuExecutor:
         """Copies, because steps may write into them: a graph runs again on what write() left."""
         return {name: rows[: self._padded.T].clone() for name, rows in self._inputs.items()}
 
-    def _walk(self, call: Call, num_logprobs: int) -> tuple[Tensor, ...]:
+    def _edit(self) -> Tensor | None:
+        """The step's rows as its requests want them, in a place that graphs know. Its own arrays have sizes of their own: this
+        launch is not captured."""
+        batch = self._batch
+        arguments = batch.edits.arguments(self._logits.size(1), *batch.trees()[:3])
+        if arguments is None:
+            return None
+        if self._edited is None:
+            self._edited = torch.zeros_like(self._logits)
+        device = self._logits.device
+        sent = (arg if arg is None else arg.to(device) for arg in arguments)
+        self._edited[: batch.R] = self._call("edit_logits", self._logits[: batch.R], *sent)
+        return self._edited[: self._padded.R]
+
+    def _walk(self, call: Call, num_logprobs: int, edited: Tensor | None = None) -> tuple[Tensor, ...]:
         """Walk every tree and move the KV of accepted nodes in every layer; a path of 0, 1, 2 ... moves onto itself."""
         inputs, logits = self._padded.inputs(), self._logits[: self._padded.R]
         options = {"max_path": self._longest_path, "num_logprobs": num_logprobs}
-        results = call("verify_tree", logits, *(inputs[name] for name in INPUTS_OF_VERIFY), **options)
+        arguments = [inputs[name] for name in INPUTS_OF_VERIFY]
+        results = call("verify_tree", logits, *arguments, edited, **options)
         path, path_len, *_ = results
         pages = self._cache.all_layers()
         call("commit_kv", *pages, inputs["page_table"], inputs["kv_len"], path, path_len)
@@ -141,17 +157,48 @@ class GpuExecutor:
         self.wait()
         return self._results[key]
 
-    def _rehearse(self) -> None:
-        """Ask the backend about every op of a step, on tensors of the right sizes; nothing is computed."""
-
-        def ask(op: str, *args: Any, **kwargs: Any) -> Any:
-            spec, args = OPS[op], backends.complete(op, args)
-            if reason := backends.why_not(self._backend, spec, spec.bind(args, kwargs), args, kwargs):
-                raise UnsupportedError(
-                    f"LLM: executor {self._backend!r} cannot run this model: {op}: {reason}; "
-                    "executor='compiled' runs it on the CPU"
+    def refusal(self, edits: bool, typical: bool) -> str:
+        inputs, logits = dict(self._padded.inputs()), self._logits[: self._padded.R]
+        if typical:
+            inputs["typical_p"] = torch.full_like(inputs["typical_p"], 0.5)
+        tokens, parents, offsets = (inputs[name] for name in ("row_tokens", "row_parents", "cu_r"))
+        penalties, history = [inputs["min_p"]] * 3, (tokens, tokens, offsets)
+        try:
+            if edits:
+                args = (
+                    tokens,
+                    parents,
+                    offsets,
+                    *penalties,
+                    *history,
+                    tokens,
+                    logits[:, 0],
+                    offsets,
+                    None,
+                    parents,
                 )
-            return spec.fake(*args, **kwargs)
+                self._ask("edit_logits", logits, *args)
+            arguments = [inputs[name] for name in INPUTS_OF_VERIFY]
+            self._ask(
+                "verify_tree", logits, *arguments, logits if edits else None, max_path=self._longest_path
+            )
+        except UnsupportedError as error:
+            return str(error)
+        return ""
 
-        self._program.run(Run(ask, self._padded.inputs()), self._step_inputs())
-        self._walk(ask, 0)
+    def _rehearse(self) -> None:
+        """Ask the backend about every op of a step, on tensors of the right sizes."""
+        try:
+            self._program.run(Run(self._ask, self._padded.inputs()), self._step_inputs())
+            self._walk(self._ask, 0)
+        except UnsupportedError as error:
+            raise UnsupportedError(
+                f"LLM: executor {self._backend!r} cannot run this model: {error}; executor='compiled' runs it on the CPU"
+            ) from None
+
+    def _ask(self, op: str, *args: Any, **kwargs: Any) -> Any:
+        """The shapes of what a call would give; UnsupportedError with the reason if the backend cannot run it. Nothing is computed."""
+        spec, args = OPS[op], backends.complete(op, args)
+        if reason := backends.why_not(self._backend, spec, spec.bind(args, kwargs), args, kwargs):
+            raise UnsupportedError(f"{op}: {reason}")
+        return spec.fake(*args, **kwargs)

@@ -118,7 +118,7 @@ class LLM:
         self._runner = Runner(self._executor, self._batch, self._scheduler, self._speculator, config.eos_ids)
         self._admission = Admission(
             self.checkpoint,
-            executor,
+            self._executor,
             self._scheduler,
             self._speculator,
             self.max_context,

@@ -31,8 +31,8 @@ def verify_on_host(
 ) -> Verified:
     """Walk the batch's trees; commit(path, path_len) is called if some path does not lie where it belongs already."""
     trees = batch.trees()
-    edited = batch.edits.apply(logits, *trees[:3])
-    args = trees if edited is None else (*trees, edited)
+    edits = batch.edits.arguments(logits.size(1), *trees[:3])
+    args = trees if edits is None else (*trees, ops.edit_logits(logits, *edits))
     walked = ops.verify_tree(logits, *args, max_path=batch.longest_path, num_logprobs=num_logprobs)
     verified = Verified(*(out.numpy() for out in walked))
     in_place = np.arange(verified.path.shape[1], dtype=np.int32)

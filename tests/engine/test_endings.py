@@ -263,8 +263,10 @@ def test_a_malformed_grammar_is_refused_before_anything_runs(llm: LLM) -> None:
 def test_executors_without_kernels_refuse_before_anything_runs(
     llm: LLM, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(llm._admission, "_executor", "cuda-emulated")
+    reason = lambda edits, typical: f"no kernel: {edits}, {typical}"
+    monkeypatch.setattr(type(llm._executor), "refusal", lambda self, *asked: reason(*asked))
     (name,) = options
-    with pytest.raises(UnsupportedError, match=f"'cuda-emulated' cannot run a request with {name}: "):
+    asked = reason("typical_p" not in options, "typical_p" in options)
+    with pytest.raises(UnsupportedError, match=f" cannot run a request with {name}: {asked}; executor='compiled'"):
         llm.generate(PROMPTS[0], SamplingParams(max_tokens=3, **options))
     assert len(llm.generate(PROMPTS[0], SamplingParams(max_tokens=3, stop_token_ids=[END]))) == 1
