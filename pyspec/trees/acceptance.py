@@ -83,9 +83,12 @@ class Calibration:
             raise ValueError(
                 f"Calibration: shared must have {self.buckets} buckets, got {self.shared.buckets}"
             )
-        self.tried, self.accepted = np.zeros(self.buckets), np.zeros(self.buckets)
-        self.tried_lately, self.accepted_lately = np.zeros(self.buckets), np.zeros(self.buckets)
-        self.expected_in_cell, self.accepted_in_cell = np.zeros(DEPTHS * RANKS), np.zeros(DEPTHS * RANKS)
+        # One array, so that forgetting is one operation; the named ones are its parts.
+        sizes = (self.buckets, self.buckets, DEPTHS * RANKS, DEPTHS * RANKS)
+        self._counts = np.zeros(sum(sizes))
+        parts = np.split(self._counts, np.cumsum(sizes)[:-1])
+        self.tried, self.accepted, self.expected_in_cell, self.accepted_in_cell = parts
+        self.tried_lately, self.accepted_lately = np.zeros((2, self.buckets))
 
     def _bucket(self, conditional: NDArray[np.float64]) -> NDArray[np.int64]:
         return np.minimum((conditional * self.buckets).astype(np.int64), self.buckets - 1)
@@ -120,10 +123,7 @@ class Calibration:
 
     def observe(self, nodes: Predictions, accepted: Sequence[int]) -> None:
         """Records one step: the verified nodes (not those cut off before) and the accepted path, the root first."""
-        self.tried *= self.decay
-        self.accepted *= self.decay
-        self.expected_in_cell *= self.decay
-        self.accepted_in_cell *= self.decay
+        self._counts *= self.decay
         if len(nodes.parents) > 1:
             on_path = np.zeros(len(nodes.parents), dtype=bool)
             on_path[list(accepted)] = True

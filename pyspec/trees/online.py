@@ -32,7 +32,7 @@ class LinearCost:
             raise ValueError(f"LinearCost: base, slope must be finite and >= 0, got {base:.3g}, {slope:.3g}")
         self.base, self.slope = base, slope
         self._first, self._weight, self._memory, self._free = (base, slope), weight, memory, free
-        self._sums = np.zeros(5)  # 1, x, y, xx, xy
+        self._sums: tuple[float, ...] = (0.0,) * 5  # 1, x, y, xx, xy
 
     def __call__(self, amount: float) -> float:
         return self.base + self.slope * amount
@@ -46,13 +46,14 @@ class LinearCost:
         else:
             expected = self(amount)
             seconds = min(max(seconds, expected / BAND), expected * BAND)
-        self._sums *= 1 - 1 / self._memory
-        self._sums += (1.0, amount, seconds, amount * amount, amount * seconds)
-        sums, (base, slope) = self._sums.copy(), self._first
-        for x in (1.0, 9.0):
-            y = base + slope * x
-            sums += self._weight * np.array((1.0, x, y, x * x, x * y))
-        n, x1, y1, xx, xy = sums.tolist()
+        keep = 1 - 1 / self._memory
+        new = (1.0, amount, seconds, amount * amount, amount * seconds)
+        self._sums = tuple(keep * old + value for old, value in zip(self._sums, new, strict=True))
+        n, x1, y1, xx, xy = self._sums
+        for x, weight in ((1.0, self._weight), (9.0, self._weight)):
+            y = self._first[0] + self._first[1] * x
+            n, x1, y1 = n + weight, x1 + weight * x, y1 + weight * y
+            xx, xy = xx + weight * x * x, xy + weight * x * y
         self.slope = max(0.0, (n * xy - x1 * y1) / (n * xx - x1 * x1))
         self.base = (y1 - self.slope * x1) / n
         if self.base < 0:
@@ -98,7 +99,8 @@ class StepCost:
         self.table = table
         self.verify = {} if verify is None else verify
         self._drift = 0.0
-        self._buckets, self._pairs = np.zeros(BUCKETS), np.zeros(BUCKETS)
+        self._buckets, self._pairs = np.zeros(BUCKETS), [0] * BUCKETS
+        self._curves: dict[tuple[int, int, int], NDArray[np.float64]] = {}
         self._last: tuple[int, float] | None = None  # bucket and logarithm of seconds over the table's
 
     @property
@@ -111,27 +113,40 @@ class StepCost:
         cost = self.verify.get(kind)
         return 0.0 if cost is None else cost(rows)
 
+    def seconds(self, nodes: int, context: float, batch: int) -> float:
+        """Of the model for that many nodes of `batch` requests."""
+        known = float(self._table(nodes, context, batch)[nodes - 1])
+        return known * math.exp(self._drift + float(self._buckets[_bucket(nodes)]))
+
     def curve(self, first: int, last: int, context: float, batch: int) -> NDArray[np.float64]:
         """float64 [last - first + 1]: seconds of the model for first, ..., last nodes of `batch` requests; never falling."""
-        nodes = np.arange(first, last + 1)
-        table = self.table.curve(last, context, batch)[first - 1 :]
-        corrected = table * np.exp(self._drift + self._buckets[_bucket(nodes)])
-        return np.maximum.accumulate(corrected)
+        table = self._table(last, context, batch)[first - 1 : last]
+        factors = np.exp(self._drift + self._buckets)
+        return np.maximum.accumulate(table * factors[BUCKET_OF[first - 1 : last]])
+
+    def _table(self, nodes: int, context: float, batch: int) -> NDArray[np.float64]:
+        """The table's curve for at least that many nodes; contexts in steps of 64, since steps ask for it several times."""
+        key = (1 << (nodes - 1).bit_length(), int(context) >> 6, batch)
+        if key not in self._curves:
+            if len(self._curves) >= 256:
+                self._curves.clear()
+            self._curves[key] = self.table.curve(key[0], 64 * key[1], batch)
+        return self._curves[key]
 
     def observe(self, nodes: int, context: float, batch: int, seconds: float) -> None:
         """The measured time of the model for one step."""
         if not (math.isfinite(seconds) and seconds > 0):
             return
-        bucket = int(_bucket(np.array([nodes]))[0])
-        slower = math.log(seconds / float(self.table.curve(nodes, context, batch)[-1]))
+        bucket = _bucket(nodes)
+        slower = math.log(seconds / float(self._table(nodes, context, batch)[nodes - 1]))
         if self._last is not None and self._last[0] != bucket:
             other, slower_then = self._last
             pair = _clip((slower - self._buckets[bucket]) - (slower_then - self._buckets[other]))
-            self._pairs[[bucket, other]] += 1
             for which, sign in ((bucket, 0.5), (other, -0.5)):
+                self._pairs[which] += 1
                 self._buckets[which] += sign * pair / min(self._pairs[which] + 1, 64.0)
         self._last = bucket, slower
-        self._drift += _clip(slower - self._buckets[bucket] - self._drift) / 16
+        self._drift += _clip(slower - float(self._buckets[bucket]) - self._drift) / 16
 
     def observe_verify(self, kind: str, rows: int, seconds: float) -> None:
         """The measured time of the verification of one step whose requests are all of one kind."""
@@ -144,5 +159,8 @@ def _clip(difference: float) -> float:
     return min(max(difference, -math.log(BAND)), math.log(BAND))
 
 
-def _bucket(nodes: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.minimum(np.ceil(np.log2(np.maximum(nodes, 1))), BUCKETS - 1).astype(np.int64)
+def _bucket(nodes: int) -> int:
+    return min((nodes - 1).bit_length(), BUCKETS - 1)
+
+
+BUCKET_OF = np.array([_bucket(nodes) for nodes in range(1, 1 << 16)])

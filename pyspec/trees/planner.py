@@ -25,8 +25,8 @@ Estimates come from pyspec/trees/acceptance.py, costs from pyspec/trees/online.p
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -34,15 +34,15 @@ from numpy.typing import NDArray
 
 from .acceptance import Calibration, Predictions
 from .online import DraftCost, StepCost
+from .request_plan import MEMORY, RequestPlan, Worth
 
 if TYPE_CHECKING:
     from pyspec.drafts.base import Proposal
 
-ALLOWANCE, CREDIT, LARGEST = 1.0, 0.01, 4.0  # tokens
+CREDIT, LARGEST = 0.01, 4.0  # tokens
 PROBE = 0.005  # tokens a step that asking without success, and verifying without success, may cost, each
 PROBE_NODES = 4
 BASELINE = 64  # steps with trees before a plain one is made, at least
-MEMORY = 24  # calls that the benefit of a draft is averaged over
 TRIALS = 4  # calls of a new draft before its benefit is judged
 MARGIN = 0.02  # a tree must promise this much more than its time is worth
 
@@ -60,38 +60,6 @@ class Choice(NamedTuple):
     reason: str
 
 
-@dataclass
-class Worth:
-    """What asking one draft has brought one request: expected benefit without its cost, averaged over its last calls."""
-
-    benefit: float = 0.0
-    calls: int = 0
-    paid: bool = False
-    waited: int = 0
-
-    def observe(self, expected: float, benefit: float, cost: float) -> None:
-        """One call: the benefit that was expected of its tree (which varies less), and the one there was."""
-        self.calls += 1
-        self.benefit += (expected - self.benefit) / min(self.calls, MEMORY)
-        self.paid = benefit > cost
-
-
-@dataclass(eq=False)
-class RequestPlan:
-    """What the planner knows of one request. kind: its kind of sampling, the key of StepCost.verify."""
-
-    kind: str = "greedy"
-    allowance: float = ALLOWANCE
-    calibrations: dict[str, Calibration] = field(default_factory=dict)
-    worth: dict[str, Worth] = field(default_factory=dict)
-    asked: dict[str, float] = field(
-        default_factory=dict
-    )  # drafts asked in this step, and their cost in tokens
-    charge: float = 0.0  # tokens that this step's nodes cost
-    unverified: int = 0  # steps since nodes of a draft were verified
-    expected: float = 0.0  # accepted nodes that were expected of them
-
-
 class Planner:
     """Plans the steps of one engine. In each step: begin, (ask, drafted) per draft, choose, and after it observe, finish."""
 
@@ -101,6 +69,7 @@ class Planner:
         self._shared: dict[str, Calibration] = {}
         self._context, self._batch, self._rows = 0.0, 0, 0
         self._plain = 1.0
+        self._kinds: Counter[str] = Counter()
         self._since_plain, self._baseline = 0, False
         self._tokens, self._time = 0.0, 0.0  # decayed sums of the speed-up
 
@@ -130,9 +99,9 @@ class Planner:
             raise ValueError(
                 f"Planner.begin: contexts must be one per request ({len(plans)}), got {len(contexts)}"
             )
-        self._batch, self._context = len(plans), float(np.mean(contexts))
-        self._plain = float(self.cost.curve(self._batch, self._batch, self._context, self._batch)[0])
-        self._plain += self._verify_seconds(plans, self._batch)
+        self._batch, self._context = len(plans), sum(contexts) / len(contexts)
+        self._kinds = Counter(plan.kind for plan in plans)
+        self._plain = self._seconds(0)
         self._baseline = self._since_plain >= max(BASELINE, (self.speed_up - 1) / PROBE)
         for plan in plans:
             plan.allowance = min(LARGEST, plan.allowance + CREDIT)
@@ -147,7 +116,7 @@ class Planner:
         if self._baseline:
             return [False] * len(plans)
         tokens = self.rate * cost.seconds(len(plans)) / len(plans)
-        node = self.rate * float(self._extra_seconds(plans, 1)[1])  # without one node to verify, why ask
+        node = self.rate * (self._seconds(1) - self._seconds(0))  # without one node to verify, why ask
         wanted = []
         for i, plan in enumerate(plans):
             worth = plan.worth.setdefault(draft, Worth())
@@ -196,7 +165,12 @@ class Planner:
         """
         gains, owners, caps = [], [], []
         limit = sum(len(proposal.tree) for proposal in proposals) - len(plans)
-        extra = self._extra_seconds(plans, limit)
+        if not limit:
+            return [
+                Choice(1, self._reason(1, draft, proposal, 0))
+                for draft, proposal in zip(drafts, proposals, strict=True)
+            ]
+        extra = self._extra_seconds(limit)
         for i, (plan, draft, proposal) in enumerate(zip(plans, drafts, proposals, strict=True)):
             size = len(proposal.tree)
             cap = size - 1
@@ -274,19 +248,23 @@ class Planner:
         if prompt_tokens:
             return
         self.cost.observe(nodes, self._context, self._batch, model)
-        kinds = {plan.kind for plan in plans}
-        if len(kinds) == 1:
-            self.cost.observe_verify(kinds.pop(), nodes, verify)
+        if len(self._kinds) == 1:
+            self.cost.observe_verify(plans[0].kind, nodes, verify)
 
-    def _verify_seconds(self, plans: Sequence[RequestPlan], rows: float) -> float:
+    def _verify_seconds(self, rows: float) -> float:
         """Of `rows` rows that are spread evenly over the requests."""
-        kinds = [plan.kind for plan in plans]
-        return sum(self.cost.verify_seconds(k, rows) * kinds.count(k) / len(kinds) for k in set(kinds))
+        cost = self.cost
+        return sum(cost.verify_seconds(k, rows) * count / self._batch for k, count in self._kinds.items())
 
-    def _extra_seconds(self, plans: Sequence[RequestPlan], most: int) -> NDArray[np.float64]:
+    def _seconds(self, more: int) -> float:
+        """Of a step with that many nodes besides the roots."""
+        nodes = self._batch + more
+        return self.cost.seconds(nodes, self._context, self._batch) + self._verify_seconds(nodes)
+
+    def _extra_seconds(self, most: int) -> NDArray[np.float64]:
         """float64 [most + 1]: seconds that 0, ..., most nodes besides the roots add to the step."""
         curve = self.cost.curve(self._batch, self._batch + most, self._context, self._batch)
-        slope = self._verify_seconds(plans, 1.0) - self._verify_seconds(plans, 0.0)
+        slope = self._verify_seconds(1.0) - self._verify_seconds(0.0)
         return curve - curve[0] + slope * np.arange(most + 1)
 
     def _reason(self, size: int, draft: str, proposal: Proposal, cap: int) -> str:

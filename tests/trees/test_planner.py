@@ -14,7 +14,6 @@ from pyspec.trees import TokenTree
 from pyspec.trees.cost import CostTable
 from pyspec.trees.online import LinearCost, StepCost
 from pyspec.trees.planner import (
-    ALLOWANCE,
     CHAIN,
     CREDIT,
     EMPTY,
@@ -25,6 +24,7 @@ from pyspec.trees.planner import (
     Planner,
     RequestPlan,
 )
+from pyspec.trees.request_plan import ALLOWANCE
 
 
 def flat(n: int) -> float:

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the planner (planner.py) knows of one request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .acceptance import Calibration
+
+ALLOWANCE = 1.0  # tokens of time that a request owns at first
+MEMORY = 24  # calls that the benefit of a draft is averaged over
+
+
+@dataclass
+class Worth:
+    """What asking one draft has brought one request: expected benefit without its cost, averaged over its last calls."""
+
+    benefit: float = 0.0
+    calls: int = 0
+    paid: bool = False
+    waited: int = 0
+
+    def observe(self, expected: float, benefit: float, cost: float) -> None:
+        """One call: the benefit that was expected of its tree (which varies less), and the one there was."""
+        self.calls += 1
+        self.benefit += (expected - self.benefit) / min(self.calls, MEMORY)
+        self.paid = benefit > cost
+
+
+@dataclass(eq=False)
+class RequestPlan:
+    """What the planner knows of one request. kind: its kind of sampling, the key of StepCost.verify."""
+
+    kind: str = "greedy"
+    allowance: float = ALLOWANCE
+    calibrations: dict[str, Calibration] = field(default_factory=dict)
+    worth: dict[str, Worth] = field(default_factory=dict)
+    asked: dict[str, float] = field(
+        default_factory=dict
+    )  # drafts asked in this step, and their cost in tokens
+    charge: float = 0.0  # tokens that this step's nodes cost
+    unverified: int = 0  # steps since nodes of a draft were verified
+    expected: float = 0.0  # accepted nodes that were expected of them
