@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import platform
-import statistics
 import time
 
 from pyspec.engine.batch import StepBatch, Work
@@ -72,7 +71,7 @@ class CostMeter:
                 start = time.perf_counter()
                 self._executor.verify(0)
                 times.append(time.perf_counter() - start)
-            seconds.append(statistics.median(times[1:]))
+            seconds.append(min(times[1:]))
         slope = max(0.0, (seconds[1] - seconds[0]) / (most - 1)) if most > 1 else 0.0
         return LinearCost(max(0.0, seconds[0] - slope), slope)
 

@@ -9,7 +9,6 @@ import hashlib
 import json
 import math
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -86,10 +85,10 @@ class CostTable:
         batches: Sequence[int] = (1,),
         repeats: int = 5,
     ) -> CostTable:
-        """Times step(nodes, context, batch): medians of `repeats` rounds after one that is not timed.
+        """Times step(nodes, context, batch): the fastest of `repeats` rounds after one that is not timed.
 
         One request is measured at every number of nodes, more requests with one node each. A round visits every point, so
-        that a slow moment of the machine does not fall on one point alone.
+        that a slow moment of the machine does not fall on one point alone; other work on it only ever adds time.
         """
         if repeats < 1:
             raise ValueError(f"CostTable.measure: repeats must be >= 1, got {repeats}")
@@ -103,12 +102,12 @@ class CostTable:
                 elapsed = time.perf_counter() - start
                 if round_:
                     times[context, count, batch].append(elapsed)
-        median = {point: statistics.median(values) for point, values in times.items()}
+        least = {point: min(values) for point, values in times.items()}
         alone = cls(
-            tuple(nodes), tuple(contexts), tuple(tuple(median[c, n, 1] for n in nodes) for c in contexts)
+            tuple(nodes), tuple(contexts), tuple(tuple(least[c, n, 1] for n in nodes) for c in contexts)
         )
         more = [
-            [max(0.0, median[c, b, b] - float(alone.curve(b, c)[-1])) for b in batches[1:]] for c in contexts
+            [max(0.0, least[c, b, b] - float(alone.curve(b, c)[-1])) for b in batches[1:]] for c in contexts
         ]
         surcharge = tuple((0.0, *row) for row in more)
         return cls(alone.nodes, alone.contexts, alone.seconds, tuple(batches), surcharge)
