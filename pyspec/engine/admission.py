@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from pyspec.engine.edits import RequestEdits
 from pyspec.engine.executor import Executor
-from pyspec.engine.grammar import GrammarCompiler, GrammarState
+from pyspec.engine.grammar import GrammarCompiler
 from pyspec.engine.request import Request
 from pyspec.engine.sampling_params import SamplingParams
 from pyspec.engine.scheduler import Scheduler
@@ -51,7 +51,13 @@ class Admission:
         ids = self._token_ids(prompt, where)
         self._check(params)
         limit = min(params.max_tokens, self._max_context - len(ids))
-        made = [self._request(ids, params, limit, prompt_index, sample) for sample in range(params.n)]
+        edits = self._edits(ids, params)
+        made = [
+            self._request(
+                ids, params, limit, edits.sibling() if edits and sample else edits, prompt_index, sample
+            )
+            for sample in range(params.n)
+        ]
         if (needed := self._scheduler.pages_needed(made[0])) > self._num_pages:
             raise ValueError(
                 f"LLM: {where} must fit num_pages={self._num_pages} of {self._page_size} tokens, "
@@ -60,11 +66,17 @@ class Admission:
         return made
 
     def _request(
-        self, ids: list[int], params: SamplingParams, limit: int, prompt_index: int, sample_index: int
+        self,
+        ids: list[int],
+        params: SamplingParams,
+        limit: int,
+        edits: RequestEdits | None,
+        prompt_index: int,
+        sample_index: int,
     ) -> Request:
         text = TextStream(stream_decoder(self._checkpoint, bool(params.stop)), tuple(params.stop))
         draft = self._speculator.draft_for(params.speculation, ids)
-        return Request(ids, params, text, draft, limit, self._edits(ids, params), prompt_index, sample_index)
+        return Request(ids, params, text, draft, limit, edits, prompt_index, sample_index)
 
     def _edits(self, ids: list[int], params: SamplingParams) -> RequestEdits | None:
         if not params.edits:
@@ -74,7 +86,7 @@ class Admission:
             if self._grammars is None:
                 eos, vocab = self._config.eos_ids, self._config.vocab_size
                 self._grammars = GrammarCompiler(self._checkpoint.tokenizer, vocab, eos)
-            grammar = GrammarState(self._grammars, params.grammar)
+            grammar = self._grammars.state(params.grammar)
         eos = () if params.ignore_eos else self._config.eos_ids
         return RequestEdits(params, ids, {*eos, *params.stop_token_ids}, self._config.vocab_size, grammar)
 

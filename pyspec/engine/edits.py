@@ -8,6 +8,7 @@ without such a request does nothing here.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -62,7 +63,8 @@ class RequestEdits:
         self.repetition = params.repetition_penalty
         self.presence, self.frequency = params.presence_penalty, params.frequency_penalty
         # Only the repetition penalty looks at the prompt, and without a penalty nothing is counted.
-        self.history = History(prompt if self.repetition != 1 else ())
+        self._prompt = prompt if self.repetition != 1 else ()
+        self.history = History(self._prompt)
         self._counts = self.repetition != 1 or self.presence != 0 or self.frequency != 0
         bias = dict(params.logit_bias) | dict.fromkeys(params.banned_tokens, -np.inf)
         self.bias_tokens = np.fromiter(bias.keys(), dtype=np.int32, count=len(bias))
@@ -74,6 +76,13 @@ class RequestEdits:
         self._late = None if params.allowed_tokens is None else _mask(vocab_size, params.allowed_tokens)
         not_ends = ~_mask(vocab_size, end_tokens)
         self._early = not_ends if self._late is None else self._late & not_ends
+
+    def sibling(self) -> RequestEdits:
+        """Those of another sample of the same request, before its first token; what never changes is shared."""
+        other = copy(self)
+        other.history = History(self._prompt)
+        other.grammar = None if self.grammar is None else self.grammar.sibling()
+        return other
 
     def extend(self, token: int) -> bool:
         """Take an emitted token that does not end the answer; True if the grammar allows nothing but the end behind it."""
@@ -130,9 +139,7 @@ class BatchEdits:
         """Take the requests of a step; None: this one's logits stay as they are, or it has none."""
         self._requests = [edits or _NOTHING for edits in requests] if any(requests) else []
 
-    def arguments(
-        self, vocab: int, tokens: Tensor, parents: Tensor, cu_t: Tensor
-    ) -> tuple[Any, ...] | None:
+    def arguments(self, vocab: int, tokens: Tensor, parents: Tensor, cu_t: Tensor) -> tuple[Any, ...] | None:
         """What edit_logits takes besides logits [R, V] at the nodes of the step's trees (as verify_tree takes them), on the host and
         valid until the next step; None if no request edits."""
         each = self._requests

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +83,7 @@ class GrammarCompiler:
             raise ValueError("LLM: grammar must have a model with an end token, got one without")
         import llguidance
 
-        self.end_tokens = frozenset(end_tokens)
+        self._end_tokens = frozenset(end_tokens)
         self._library = llguidance
         words = _Words(tokenizer, vocab_size, end_tokens[0])
         self._words = llguidance.LLTokenizer(
@@ -91,6 +91,10 @@ class GrammarCompiler:
         )
         words.greedy = self._words.greedy_tokenize
         self._limits = llguidance.LLParserLimits(verbose_errors=False)
+
+    def state(self, grammar: Grammar) -> GrammarState:
+        """A request's state; ValueError as of `matcher`."""
+        return GrammarState(self.matcher(grammar), self._end_tokens)
 
     def matcher(self, grammar: Grammar) -> LLMatcher:
         """A matcher before the first token; ValueError if the text is no grammar or breaks llguidance's limits."""
@@ -136,17 +140,21 @@ class _Words:
 
 
 class GrammarState:
-    """The grammar of one request, in the state of its emitted tokens.
+    """The grammar of one request, in the state of its emitted tokens. `start` is a matcher before the first token.
 
     A parser that meets llguidance's limits is started anew, so that no draft can spend what the answer needs; `error` is the
     last such message.
     """
 
-    def __init__(self, compiler: GrammarCompiler, grammar: Grammar) -> None:
-        self._compiler, self._grammar = compiler, grammar
-        self._matcher = compiler.matcher(grammar)
+    def __init__(self, start: LLMatcher, end_tokens: Collection[int]) -> None:
+        self._start, self._end_tokens = start, end_tokens
+        self._matcher = start.deep_copy()
         self._emitted: list[int] = []
         self.error: str | None = None
+
+    def sibling(self) -> GrammarState:
+        """The same grammar before its first token."""
+        return GrammarState(self._start, self._end_tokens)
 
     def advance(self, token: int) -> bool:
         """Take an emitted token; True if nothing but the end can follow."""
@@ -205,7 +213,7 @@ class GrammarState:
             node, depth = stack.pop()
             if depth:
                 self._rollback(path, depth - 1)
-                ends = token[node] in self._compiler.end_tokens
+                ends = token[node] in self._end_tokens
                 if ends or self._matcher.try_consume_tokens([token[node]]) != 1:
                     if self._matcher.is_error() and not self._restart(path):
                         return
@@ -226,7 +234,7 @@ class GrammarState:
     def _restart(self, path: list[int]) -> bool:
         """A new matcher that has taken the emitted tokens and `path`; False if that is beyond the limits too."""
         self.error = _one_line(self._matcher.get_error()) or "the grammar does not allow what was emitted"
-        self._matcher = self._compiler.matcher(self._grammar)
+        self._matcher = self._start.deep_copy()
         tokens = self._emitted + path
         return int(self._matcher.try_consume_tokens(tokens)) == len(tokens)
 

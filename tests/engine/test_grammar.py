@@ -15,7 +15,7 @@ from tiny import VOCAB_SIZE, tiny_tokenizer
 
 from pyspec import UnsupportedError
 from pyspec.engine import grammar as grammar_module
-from pyspec.engine.grammar import Grammar, GrammarCompiler, GrammarState
+from pyspec.engine.grammar import Grammar, GrammarCompiler
 from pyspec.models.tokenizer import Tokenizer
 
 END = 257
@@ -101,7 +101,7 @@ def test_masks_of_a_tree_are_those_of_fresh_matchers_on_its_paths(
     compiler: GrammarCompiler, name: str
 ) -> None:
     rng, grammar = np.random.default_rng(7), GRAMMARS[name]
-    state, emitted = GrammarState(compiler, grammar), list[int]()
+    state, emitted = compiler.state(grammar), list[int]()
     seen = {"legal": 0, "illegal": 0, "shared": 0}
     for _ in range(12):
         tokens, parents = grown_tree(compiler, grammar, emitted, rng, 14)
@@ -129,7 +129,7 @@ def test_masks_of_a_tree_are_those_of_fresh_matchers_on_its_paths(
 
 
 def test_a_finished_grammar_allows_nothing_but_the_end(compiler: GrammarCompiler) -> None:
-    state = GrammarState(compiler, Grammar.regex("a(b|c)"))
+    state = compiler.state(Grammar.regex("a(b|c)"))
     a, b = TOKENIZER.encode("a", False) + TOKENIZER.encode("b", False)
     assert not state.advance(a)
     assert state.advance(b)
@@ -206,6 +206,9 @@ class Limited:
             self.taken.append(token)
         return len(tokens)
 
+    def deep_copy(self) -> Limited:
+        return Limited(self.inner.deep_copy(), self.when)
+
     def rollback(self, count: int) -> bool:
         del self.taken[len(self.taken) - count :]
         return bool(self.inner.rollback(count))
@@ -230,7 +233,7 @@ def test_limits_met_on_one_path_leave_the_others_alone(
     a, b, c = (TOKENIZER.encode(letter, False)[0] for letter in "abc")
     make = compiler.matcher
     monkeypatch.setattr(compiler, "matcher", lambda g: Limited(make(g), lambda tokens: tokens[-2:] == [b, b]))
-    state = GrammarState(compiler, Grammar.regex("[abc]{8}"))
+    state = compiler.state(Grammar.regex("[abc]{8}"))
     state.advance(a)
     tokens = np.array([a, b, b, c, a], dtype=np.int32)  # a: (b: (b), c), a
     parents = np.array([-1, 0, 1, 0, 3], dtype=np.int32)
@@ -249,7 +252,7 @@ def test_limits_met_on_one_path_leave_the_others_alone(
 
 def test_deeply_nested_rules_neither_crash_nor_run_away(compiler: GrammarCompiler) -> None:
     rules = "start: a0\n" + "".join(f"a{i}: a{i + 1}?\n" for i in range(4700)) + 'a4700: "x"\n'
-    state = GrammarState(compiler, Grammar.lark(rules))
+    state = compiler.state(Grammar.lark(rules))
     out = np.full((1, WORDS), -1, dtype=np.int32)
     state.masks(np.array([256], dtype=np.int32), np.array([-1], dtype=np.int32), out)
     assert allowed(out[0]) in ({END, *TOKENIZER.encode("x", False)}, set())
