@@ -9,6 +9,8 @@ floats (Triton's own sum and max widen bf16 before).
 
 from __future__ import annotations
 
+import ctypes
+import ctypes.util
 from collections.abc import Callable
 from typing import Any
 
@@ -75,9 +77,9 @@ def unary(
 
 def fma(builder: InterpreterBuilder, x: TensorHandle, y: TensorHandle, z: TensorHandle) -> TensorHandle:
     """x y + z with one rounding: in f64 the product of f32 is exact, and the sum is rounded to odd, which a
-    second rounding to f32 cannot spoil (Boldo and Melquiond 2008)."""
+    second rounding to f32 cannot spoil (Boldo and Melquiond 2008). f64 goes to the C library, one by one."""
     if z.dtype.scalar == tl.float64:
-        raise NotImplementedError("interpreter: fma of f64 is not exact here")
+        return TensorHandle(_fma(x.data, y.data, z.data), tl.float64)
     product = widened(x).astype(np.float64) * widened(y).astype(np.float64)
     addend = widened(z).astype(np.float64)
     total = product + addend
@@ -114,6 +116,10 @@ def check_reduced(reduction: ReduceScanOpInterface, tensors: tuple[Any, ...]) ->
             raise NotImplementedError(f"interpreter: a reduction must widen {tensor.dtype} first")
 
 
+_libm = ctypes.CDLL(ctypes.util.find_library("m"))
+_libm.fma.restype = ctypes.c_double
+_libm.fma.argtypes = [ctypes.c_double] * 3
+_fma = np.vectorize(_libm.fma, otypes=[np.float64])
 _stock_fp_to_fp = InterpreterBuilder.create_fp_to_fp
 _stock_binary = InterpreterBuilder.binary_op
 _stock_check_tensor = ReduceScanOpInterface.check_tensor

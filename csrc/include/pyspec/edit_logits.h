@@ -29,5 +29,6 @@ struct EditLogitsParams {
 
 // Values must be in the ranges of the specification: the launch does not check them.
 void edit_logits_cpu(const EditLogitsParams& p);
+void edit_logits_cuda(const EditLogitsParams& p, void* stream);
 
 }  // namespace pyspec
