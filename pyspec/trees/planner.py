@@ -25,21 +25,21 @@ Estimates come from pyspec/trees/acceptance.py, costs from pyspec/trees/online.p
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .acceptance import Calibration, Predictions
-from .online import DraftCost, StepCost
+from .online import DraftCost, LinearCost, StepCost
 from .request_plan import MEMORY, RequestPlan, Worth
 
 if TYPE_CHECKING:
     from pyspec.drafts.base import Proposal
 
-CREDIT, LARGEST = 0.01, 4.0  # tokens
+CREDIT, LARGEST = 0.01, 8.0  # tokens
 PROBE = 0.005  # tokens a step that asking without success, and verifying without success, may cost, each
 PROBE_NODES = 4
 BASELINE = 64  # steps with trees before a plain one is made, at least
@@ -63,13 +63,16 @@ class Choice(NamedTuple):
 class Planner:
     """Plans the steps of one engine. In each step: begin, (ask, drafted) per draft, choose, and after it observe, finish."""
 
-    def __init__(self, cost: StepCost) -> None:
-        self.cost = cost
+    def __init__(self, cost: StepCost, clock: Callable[[], float] = time.perf_counter) -> None:
+        """clock: what the handling of proposals, from begin to choose and in observe, is timed with."""
+        self.cost, self._clock = cost, clock
+        self._handling = LinearCost(5e-5, 5e-5, weight=0.1)  # seconds by requests that were asked for
+        self._asked, self._called, self._handled, self._began = 0, 0.0, 0.0, 0.0
         self.drafts: dict[str, DraftCost] = {}
         self._shared: dict[str, Calibration] = {}
-        self._context, self._batch, self._rows = 0.0, 0, 0
+        self._context, self._batch = 0.0, 0
         self._plain = 1.0
-        self._kinds: Counter[str] = Counter()
+        self._kinds: dict[str, int] = {}
         self._since_plain, self._baseline = 0, False
         self._tokens, self._time = 0.0, 0.0  # decayed sums of the speed-up
 
@@ -99,8 +102,11 @@ class Planner:
             raise ValueError(
                 f"Planner.begin: contexts must be one per request ({len(plans)}), got {len(contexts)}"
             )
+        self._began, self._asked, self._called, self._handled = self._clock(), 0, 0.0, 0.0
         self._batch, self._context = len(plans), sum(contexts) / len(contexts)
-        self._kinds = Counter(plan.kind for plan in plans)
+        self._kinds = {}
+        for plan in plans:
+            self._kinds[plan.kind] = self._kinds.get(plan.kind, 0) + 1
         self._plain = self._seconds(0)
         self._baseline = self._since_plain >= max(BASELINE, (self.speed_up - 1) / PROBE)
         for plan in plans:
@@ -115,7 +121,7 @@ class Planner:
         cost = self.drafts.setdefault(draft, DraftCost())
         if self._baseline:
             return [False] * len(plans)
-        tokens = self.rate * cost.seconds(len(plans)) / len(plans)
+        tokens = self._call_tokens(cost, len(plans))
         node = self.rate * (self._seconds(1) - self._seconds(0))  # without one node to verify, why ask
         wanted = []
         for i, plan in enumerate(plans):
@@ -135,7 +141,8 @@ class Planner:
         """A draft was called for these requests: forwards of its model (0: it has none), and how long it took."""
         cost = self.drafts.setdefault(draft, DraftCost())
         cost.observe(len(plans), levels, seconds)
-        tokens = self.rate * cost.seconds(len(plans)) / max(1, len(plans))
+        tokens = self._call_tokens(cost, max(1, len(plans)))
+        self._asked, self._called = max(self._asked, len(plans)), self._called + seconds
         for plan in plans:
             plan.asked[draft] = tokens
             plan.allowance -= tokens
@@ -143,6 +150,11 @@ class Planner:
             if worth.waited > MEMORY:  # old evidence is worth less
                 worth.calls = min(worth.calls, TRIALS)
             worth.waited = 0
+
+    def _call_tokens(self, cost: DraftCost, requests: int) -> float:
+        """Tokens of time, for each of the requests, that calling a draft takes, with what handling a first proposal takes."""
+        seconds = cost.seconds(requests) + (0.0 if self._asked else self._handling(requests))
+        return self.rate * seconds / requests
 
     def calibration(self, plan: RequestPlan, draft: str) -> Calibration:
         """What a draft's probabilities are worth to a request; a new one starts from what they were worth to others."""
@@ -166,10 +178,8 @@ class Planner:
         gains, owners, caps = [], [], []
         limit = sum(len(proposal.tree) for proposal in proposals) - len(plans)
         if not limit:
-            return [
-                Choice(1, self._reason(1, draft, proposal, 0))
-                for draft, proposal in zip(drafts, proposals, strict=True)
-            ]
+            self._handled = self._clock() - self._began - self._called
+            return [Choice(1, self._reason(1, *pair, 0)) for pair in zip(drafts, proposals, strict=True)]
         extra = self._extra_seconds(limit)
         for i, (plan, draft, proposal) in enumerate(zip(plans, drafts, proposals, strict=True)):
             size = len(proposal.tree)
@@ -195,6 +205,7 @@ class Planner:
             for plan, size, accepted in zip(plans, sizes.tolist(), expected.tolist(), strict=True):
                 plan.charge, plan.expected = share * (size - 1), accepted
             probes = self._probe(plans, sizes, caps, extra)
+        self._handled = self._clock() - self._began - self._called
         return [
             Choice(size, TRIED if i in probes else self._reason(size, draft, proposal, cap))
             for i, (size, draft, proposal, cap) in enumerate(
@@ -228,8 +239,10 @@ class Planner:
     def observe(self, plan: RequestPlan, draft: str, proposal: Proposal, path: Sequence[int]) -> None:
         """One request's verified proposal (already cut to its size) and the accepted path, the root first."""
         if draft:
+            began = self._clock()
             predictions = Predictions(proposal.tree.parents, proposal.path_probability)
             self.calibration(plan, draft).observe(predictions, path)
+            self._handled += self._clock() - began
         accepted = len(path) - 1
         benefit = accepted - plan.charge
         plan.allowance = min(LARGEST, plan.allowance + benefit)
@@ -244,6 +257,8 @@ class Planner:
         self, plans: Sequence[RequestPlan], nodes: int, prompt_tokens: int, model: float, verify: float
     ) -> None:
         """The measured seconds of the step that was planned: the model over `nodes` nodes in all, and the verification."""
+        if self._asked:
+            self._handling.observe(self._asked, self._handled)
         self._since_plain = 0 if nodes == self._batch else self._since_plain + 1
         if prompt_tokens:
             return

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from .acceptance import Calibration
 
 ALLOWANCE = 1.0  # tokens of time that a request owns at first
-MEMORY = 24  # calls that the benefit of a draft is averaged over
+MEMORY = 32  # calls that the benefit of a draft is averaged over
 
 
 @dataclass

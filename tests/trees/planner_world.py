@@ -29,6 +29,7 @@ class World:
     said        said(step): what the draft says of it
     length      draft tokens, one below the other
     draft       seconds of a call by requests
+    handling    seconds of a step in which a draft was asked, besides the draft's own
     slow        slow(step): how many times slower the machine is
     noise       spread of the logarithm of every measured time
     """
@@ -42,6 +43,7 @@ class World:
     slow: Callable[[int], float] = lambda step: 1.0
     noise: float = 0.0
     batch: int = 1
+    handling: float = 0.0
     table: CostTable | None = None
     seed: int = 0
     sizes: list[int] = field(default_factory=list)
@@ -52,7 +54,9 @@ class World:
         if self.table is None:
             points = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
             self.table = CostTable(points, (0,), (tuple(self.seconds(n) for n in points),))
-        self.planner = Planner(StepCost(self.table, {"greedy": LinearCost(1e-4, 1e-5)}))
+        self.clock = 0.0
+        cost = StepCost(self.table, {"greedy": LinearCost(1e-4, 1e-5)})
+        self.planner = Planner(cost, lambda: self.clock)
 
     def proposal(self, step: int) -> Proposal:
         probability = self.said(step) ** np.arange(self.length + 1)
@@ -74,8 +78,10 @@ class World:
             planner.begin(plans, [CONTEXT] * self.batch)
             asked = [plan for plan, yes in zip(plans, planner.ask("d", plans), strict=True) if yes]
             if asked:
-                time += self.draft(len(asked))
-                planner.drafted("d", asked, self.levels, self.measured(self.draft(len(asked)), step))
+                time += self.draft(len(asked)) + self.handling
+                seconds = self.measured(self.draft(len(asked)), step)
+                self.clock += seconds + self.measured(self.handling, step)
+                planner.drafted("d", asked, self.levels, seconds)
             drafts = ["d" if plan in asked else "" for plan in plans]
             proposals = [self.proposal(step) if draft else Proposal.root(0) for draft in drafts]
             choices = planner.choose(plans, drafts, proposals)

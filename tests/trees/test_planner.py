@@ -91,6 +91,14 @@ def test_what_a_request_can_lose_is_bounded_whatever_the_draft_promises(name: st
         assert lost <= ALLOWANCE + CREDIT * steps + draft * world.fixed(1, 1) + 1e-6
 
 
+@pytest.mark.parametrize("truth", [0.0, 0.3])
+def test_time_around_a_draft_counts_as_its_own(truth: float) -> None:
+    world = World(middle, lambda step: truth, draft=lambda requests: 2e-5, handling=6e-4)
+    tokens, time = world.run(1000)
+    assert tokens / time >= 0.98 * world.fixed(1000, 1)
+    assert (world.planner.drafts["d"].calls < 150) == (truth == 0.0)
+
+
 @pytest.mark.parametrize("truth", [0.1, 0.6, 0.9])
 def test_a_large_batch_turns_speculation_down(truth: float) -> None:
     world = World(lambda n: 6e-3 * max(1.0, 0.1 * n), lambda step: truth, batch=32, draft=lambda k: 5e-5 * k)
