@@ -92,10 +92,18 @@ def test_a_grammar_comes_before_min_tokens(llm: LLM) -> None:
     )  # the end was masked at 5, and nothing follows 6
 
 
-def test_n_samples_are_the_streams_one_by_one(llm: LLM) -> None:
-    params = SamplingParams(
-        temperature=1.0, max_tokens=12, logprobs=1, seed=9, stream_index=3, presence_penalty=0.4
-    )
+SAMPLES: list[dict[str, Any]] = [
+    {},
+    {"presence_penalty": 0.4, "repetition_penalty": 1.3},
+    {"grammar": Grammar.regex("[a-z]*")},
+]
+
+
+@pytest.mark.parametrize("more", SAMPLES)
+def test_n_samples_are_the_streams_one_by_one(llm: LLM, more: dict[str, Any]) -> None:
+    if "grammar" in more:
+        pytest.importorskip("llguidance")
+    params = SamplingParams(temperature=1.0, max_tokens=12, logprobs=1, seed=9, stream_index=3, **more)
     done = llm.generate(PROMPTS[:2], replace(params, n=5))
     assert [(c.prompt_index, c.sample_index) for c in done] == [(p, s) for p in range(2) for s in range(5)]
     for completion in done:
@@ -267,6 +275,8 @@ def test_executors_without_kernels_refuse_before_anything_runs(
     monkeypatch.setattr(type(llm._executor), "refusal", lambda self, *asked: reason(*asked))
     (name,) = options
     asked = reason("typical_p" not in options, "typical_p" in options)
-    with pytest.raises(UnsupportedError, match=f" cannot run a request with {name}: {asked}; executor='compiled'"):
+    with pytest.raises(
+        UnsupportedError, match=f" cannot run a request with {name}: {asked}; executor='compiled'"
+    ):
         llm.generate(PROMPTS[0], SamplingParams(max_tokens=3, **options))
     assert len(llm.generate(PROMPTS[0], SamplingParams(max_tokens=3, stop_token_ids=[END]))) == 1
