@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -57,6 +58,24 @@ def test_generate_is_the_same_with_and_without_speculation(model: Path, pyspec_c
     assert answers[0]["token_ids"] == answers[1]["token_ids"] == answers[2]["token_ids"]
     assert answers[3]["token_ids"] == answers[4]["token_ids"] == answers[5]["token_ids"]
     assert answers[0]["token_ids"] != answers[3]["token_ids"]
+
+
+def test_generate_samples_that_match_a_grammar(model: Path, pyspec_command: Callable) -> None:
+    pytest.importorskip("llguidance")
+    result = pyspec_command(
+        "generate", "abcabc", "--raw", "--model", str(model), "--regex", "[a-c]{4,9}x", "--n", "3", "--temperature", "1",
+        "--repetition-penalty", "1.2", "--json", "--logprobs", "1", "--quiet",
+    )  # fmt: skip
+    answers = [json.loads(line) for line in result.out.splitlines()]
+    assert result.code == 0
+    assert len({answer["text"] for answer in answers}) == 3
+    for answer in answers:
+        assert re.fullmatch("[a-c]{4,9}x", answer["text"])
+        assert answer["finish_reason"] == "stop"
+        assert len(answer["logprobs"]) == len(answer["top_logprobs"]) == len(answer["token_ids"])
+    refused = pyspec_command("generate", "a", "--raw", "--model", str(model), "--lark", "start: nothing")
+    assert (refused.code, refused.out) == (1, "")
+    assert refused.err.startswith("error: LLM: grammar must be a valid lark, got: ")
 
 
 @pytest.mark.parametrize(
