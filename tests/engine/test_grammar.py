@@ -142,6 +142,21 @@ def test_special_tokens_do_not_spell_text(compiler: GrammarCompiler) -> None:
     assert fresh_mask(compiler, Grammar.regex("</s>[a-z]+"), []) == set(TOKENIZER.encode("<", False))
 
 
+class Spaced(Tokenizer):
+    """Puts a space in front of every text, as some of SentencePiece's tokenizers do."""
+
+    def encode(self, text: str, add_special: bool = True) -> list[int]:
+        return super().encode(" " + text, add_special)
+
+
+def test_a_space_that_the_tokenizer_adds_is_not_forced() -> None:
+    pytest.importorskip("llguidance")
+    spaced = GrammarCompiler(Spaced(tiny_tokenizer(), (END,)), VOCAB_SIZE, (END,))
+    first = fresh_mask(spaced, Grammar.regex("the ring"), [])
+    assert first is not None
+    assert {TOKENIZER.token_bytes(token) for token in first} <= {b"t", b"th", b"the"}
+
+
 @pytest.mark.parametrize(
     "grammar",
     [
