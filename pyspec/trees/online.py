@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from .cost import CostTable
 
 BAND = 1.5  # an observation counts as at most this many times more, or less, than was expected
+FIRST_BAND = (
+    4.0  # for the first pairs of steps: a table that was measured in a bad moment is corrected at once
+)
 BUCKETS = 12  # of nodes: 1, 2, 3-4, 5-8, ..., over 1024
 
 
@@ -141,10 +144,11 @@ class StepCost:
         slower = math.log(seconds / float(self._table(nodes, context, batch)[nodes - 1]))
         if self._last is not None and self._last[0] != bucket:
             other, slower_then = self._last
-            pair = _clip((slower - self._buckets[bucket]) - (slower_then - self._buckets[other]))
+            pair = (slower - float(self._buckets[bucket])) - (slower_then - float(self._buckets[other]))
             for which, sign in ((bucket, 0.5), (other, -0.5)):
                 self._pairs[which] += 1
-                self._buckets[which] += sign * pair / min(self._pairs[which] + 1, 64.0)
+                band = BAND if self._pairs[which] > 8 else FIRST_BAND
+                self._buckets[which] += sign * _clip(pair, band) / min(self._pairs[which] + 1, 24)
         self._last = bucket, slower
         self._drift += _clip(slower - float(self._buckets[bucket]) - self._drift) / 16
 
@@ -155,8 +159,8 @@ class StepCost:
         self.verify[kind].observe(rows, seconds)
 
 
-def _clip(difference: float) -> float:
-    return min(max(difference, -math.log(BAND)), math.log(BAND))
+def _clip(difference: float, band: float = BAND) -> float:
+    return min(max(difference, -math.log(band)), math.log(band))
 
 
 def _bucket(nodes: int) -> int:

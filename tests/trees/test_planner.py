@@ -70,13 +70,17 @@ def test_text_that_changes_is_followed_better_than_by_any_fixed_size(name: str) 
 
 @pytest.mark.parametrize("truth", [0.0, 0.1, 0.6, 0.9])
 def test_a_draft_that_costs_half_a_step_is_asked_where_it_pays(truth: float) -> None:
-    world = World(flat, lambda step: truth, draft=lambda requests: 3e-3, levels=6)
-    tokens, time = world.run(1000)
-    fixed = [world.fixed(1000, size) for size in range(1, 14)]
-    assert tokens / time >= 0.98 * fixed[0]
-    assert tokens / time >= 0.85 * max(fixed)
-    asked = world.planner.drafts["d"].calls / 1000
-    assert asked > 0.9 if truth > 0.5 else asked < 0.05
+    rates, asked = [], []
+    for seed in range(6):
+        world = World(flat, lambda step: truth, draft=lambda requests: 3e-3, levels=6, seed=seed)
+        tokens, time = world.run(1000)
+        fixed = [world.fixed(1000, size) for size in range(1, 14)]
+        assert tokens / time >= 0.98 * fixed[0]
+        rates.append(tokens / time / max(fixed))
+        asked.append(world.planner.drafts["d"].calls / 1000)
+    assert min(rates) >= 0.85
+    assert np.mean(rates) >= 0.94
+    assert np.mean(asked) > 0.8 if truth > 0.5 else max(asked) < 0.05
 
 
 @pytest.mark.parametrize("draft", [1e-4, 1e-3, 6e-3])
@@ -145,7 +149,7 @@ def test_a_table_that_was_measured_in_a_bad_moment_is_corrected(wrong: float) ->
     )
     world.run(1500)
     tokens, time = world.run(1500)
-    assert tokens / time >= 0.97 * world.fixed(1500, 1)
+    assert tokens / time >= 0.95 * world.fixed(1500, 1)
 
 
 def test_reasons() -> None:
