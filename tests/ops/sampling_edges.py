@@ -59,6 +59,14 @@ def close_call(gap: float, temperature: float) -> Call:
     return rows_of(logits, 232, Law(temperature, 0, 0.875, 0.0, 7, 1)), {"num_logprobs": 0}
 
 
+def close_typical_call(gap: float, temperature: float) -> Call:
+    """3500 weights 1 and 750 weights 2/3 (to 1e-13), which are farther from the entropy: whether typical_p 7/8 keeps those too
+    goes by the last bits of the sum. At some of these positions one of them has the best score."""
+    logits = torch.where(torch.arange(4250) % 17 < 14, 0.0, -gap)[None].repeat(40, 1)
+    logits, _, *law = rows_of(logits, 0, Law(temperature, 0, 1.0, 0.0, 7, 1, typical_p=0.875))
+    return (logits, torch.arange(40, dtype=torch.int32), *law), {"num_logprobs": 0}
+
+
 def boundary_call(tied: bool, top_k: int, top_p: float, inside: int, outside: int) -> Call:
     """Filters that keep more than a list holds. At one position the last token kept has the best score of those kept, at
     the other the first one dropped would have."""
@@ -118,6 +126,8 @@ EDGES = {
     "close cut": close_call(1136734.0, 2803531.0),
     # the numbers miss it by 3e-11, their sum in order passes it by 5e-10: 4250
     "close cut from below": close_call(1656001.0, 4084201.0),
+    "close typical cut": close_typical_call(1136734.0, 2803531.0),
+    "close typical cut from below": close_typical_call(1656001.0, 4084201.0),
     "last of top-k": boundary_call(False, 1050, 1.0, 278, 818),
     "last of top-k, tied": boundary_call(True, 1050, 1.0, 890, 693),
     "last of top-p": boundary_call(False, 0, 0.9, 3156, 342),
