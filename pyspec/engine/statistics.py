@@ -16,7 +16,8 @@ acceptance vector of the dynamic programme in pyspec/trees/sequoia.py.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -244,3 +245,26 @@ class Statistics:
 
 def _count(counter: Counter[str], text: str) -> None:
     counter[text if text in counter or len(counter) < MAX_TEXTS else "other"] += 1
+
+
+class Observers:
+    """The observer of an LLM: its statistics, and whoever else looks on for a while."""
+
+    def __init__(self) -> None:
+        self.statistics = Statistics()
+        self._others: list[Observer] = []
+
+    def record(self, record: StepRecord) -> None:
+        """Tell all of them."""
+        self.statistics.record(record)
+        for observer in self._others:
+            observer.record(record)
+
+    @contextmanager
+    def joined_by(self, observer: Observer) -> Iterator[None]:
+        """`observer` is told of every record too, until the context ends."""
+        self._others.append(observer)
+        try:
+            yield
+        finally:
+            self._others.remove(observer)
