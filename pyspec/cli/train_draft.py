@@ -18,6 +18,7 @@ _FIELDS: tuple[tuple[str, click.ParamType, str], ...] = (
     ("batch_rows", click.INT, "Answer tokens of a step."),
     ("max_length", click.INT, "Tokens of a text; the rest is cut off."),
     ("unroll", click.INT, "Draft steps trained, each on the head's own outputs."),
+    ("single", click.FLOAT, "Part of the steps, the first, in which one draft step is trained."),
     ("decay", click.FLOAT, "Draft step k weighs decay to the power of k."),
     ("intermediate_size", click.INT, "Width of the head's feed-forward block."),
     ("draft_vocab_size", click.INT, "Tokens that the head can draft."),

@@ -71,9 +71,15 @@ class FeatureStore:
     """The features of `samples`, each cut to max_length tokens, in a folder."""
 
     def __init__(
-        self, folder: Path, samples: Sequence[Sample], taps: tuple[int, ...], max_length: int, target: str
+        self,
+        folder: Path,
+        samples: Sequence[Sample],
+        taps: tuple[int, ...],
+        hidden: int,
+        max_length: int,
+        target: str,
     ) -> None:
-        """target names the model by content: features of another model, text or length are made anew.
+        """taps: ascending layers of a target with `hidden` columns. target names the model by content: features of another model, text or length are made anew.
 
         Samples whose answer has fewer than three tokens within max_length teach nothing and are left out.
         """
@@ -83,7 +89,7 @@ class FeatureStore:
         self._samples = [(start, tokens) for _, start, tokens in kept]
         if not self._samples:
             raise ValueError(f"data: max_length must leave answers of 3 tokens, got {max_length}")
-        self._folder, self._taps = folder, taps
+        self._folder, self._taps, self._hidden = folder, taps, hidden
         self._key = f"{target} taps={taps}"
 
     def __len__(self) -> int:
@@ -132,7 +138,8 @@ class FeatureStore:
             return False
 
     def _save(self, block: int, samples: Sequence[tuple[int, list[int]]], llm: LLM) -> None:
-        layers = (*self._taps, llm.config.num_layers)
+        last = llm.config.num_layers
+        layers = self._taps if last in self._taps else (*self._taps, last)
         states = [llm.hidden_states(tokens, layers).to(torch.bfloat16) for _, tokens in samples]
         tensors = {"states": torch.cat(states)}
         if not bool(tensors["states"].isfinite().all()):
@@ -154,5 +161,5 @@ class FeatureStore:
             start, tokens = self._samples[index]
             rows = slice(begin, begin + len(tokens))
             states = opened[1].get_slice("states")[rows]
-            hidden = states.size(1) // (len(self._taps) + 1)
-            yield Text(torch.tensor(tokens), start, states[:, :-hidden], states[:, -hidden:])
+            taps = states[:, : len(self._taps) * self._hidden]
+            yield Text(torch.tensor(tokens), start, taps, states[:, -self._hidden :])

@@ -49,8 +49,8 @@ def initial_weights(
     """f32 weights by canonical name: small normal matrices, norms of one, but for what is known.
 
     features [n, taps * hidden] f32 are examples. A residual stream has a few columns hundreds of times larger than the others, which would
-    drown these in fc and make training diverge: the norms before fc start as the inverse of each column's size. final_norm and lm_head
-    [draft_vocab_size, hidden] start as the target's own.
+    drown these in fc and make training diverge: the norms before fc start as the inverse of each column's size. lm_head [draft_vocab_size, hidden]
+    starts as the target's own, final_norm as a fifth of it, which makes the first laws nearly flat and not wrong with certainty.
     """
     generator = torch.Generator().manual_seed(seed)
     weights = {}
@@ -60,7 +60,7 @@ def initial_weights(
     for i, tap in enumerate(features.split(config.target_hidden_size, dim=1)):
         normed = tap * torch.rsqrt(tap.square().mean(1, keepdim=True) + config.layer.rms_eps)
         weights[f"fc_norm.{i}"] = 1 / normed.square().mean(0).sqrt().clamp(min=1e-3)
-    weights["final_norm"], weights["lm_head"] = final_norm.float().clone(), lm_head.float().clone()
+    weights["final_norm"], weights["lm_head"] = 0.2 * final_norm.float(), lm_head.float().clone()
     return {name: weight.requires_grad_() for name, weight in weights.items()}
 
 

@@ -17,7 +17,8 @@ class TrainOptions:
     intermediate_size, draft_vocab_size   of the head; taps: tapped layers, None for 2, n // 2 and n - 3
     steps       optimiser steps, over which the learning rate rises (the first `warmup` part) and falls as a cosine
     batch_rows  answer tokens of a step; max_length: tokens of a text, the rest is cut off
-    unroll      draft steps that are trained; step k weighs decay ** k
+    unroll      draft steps that are trained; step k weighs decay ** k. In the first `single` part of the steps only the first one
+                is, which costs a third and which all others build on
     dtype       what matrices are multiplied in; weights and optimiser are f32
     held_out    one sample in this many is for validation
     """
@@ -26,11 +27,12 @@ class TrainOptions:
     draft_vocab_size: int = 4096
     taps: tuple[int, ...] | None = None
     steps: int = 2000
-    batch_rows: int = 2048
+    batch_rows: int = 1024
     max_length: int = 512
-    unroll: int = 5
+    unroll: int = 4
+    single: float = 0.5
     decay: float = 0.8
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     warmup: float = 0.03
     weight_decay: float = 0.01
     clip: float = 1.0
@@ -50,7 +52,7 @@ class TrainOptions:
             ok = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
             _check(ok, name, f"an integer in [{low}, {high}]", value)
         for name, low_float, high_float in (
-            ("decay", 0.0, 1.0), ("learning_rate", 0.0, 1.0), ("warmup", 0.0, 1.0), ("weight_decay", 0.0, 1.0), ("clip", 0.0, 1e6),
+            ("single", 0.0, 1.0), ("decay", 0.0, 1.0), ("learning_rate", 0.0, 1.0), ("warmup", 0.0, 1.0), ("weight_decay", 0.0, 1.0), ("clip", 0.0, 1e6),
         ):  # fmt: skip
             number = getattr(self, name)
             ok = (
@@ -68,6 +70,10 @@ class TrainOptions:
         if step < warm:
             return self.learning_rate * (step + 1) / warm
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, self.steps - warm)))
+
+    def unroll_at(self, step: int) -> int:
+        """Draft steps that optimiser step `step` trains."""
+        return 1 if step < self.single * self.steps else self.unroll
 
     def described(self) -> dict[str, Any]:
         """Every option that changes the weights, as JSON has it."""

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pyspec.engine.llm import LLM
 
 STATE = "state.safetensors"
+ANSWER_TOKENS = 256  # longest answer to a given prompt
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,14 @@ def train_draft(llm: LLM, job: TrainJob) -> dict[str, Any]:
     target = target_fingerprint(llm.checkpoint)
     samples = _samples(llm, job, target)
     teacher = Teacher(llm.checkpoint)
-    store = FeatureStore(work / "features", samples, taps, min(options.max_length, llm.max_context), target)
+    store = FeatureStore(
+        work / "features",
+        samples,
+        taps,
+        llm.config.hidden_size,
+        min(options.max_length, llm.max_context),
+        target,
+    )
     with _bar(job, "features", sum(map(store.length, range(len(store)))), "tokens") as bar:
         store.compute(llm, bar.update)
     trainer = Trainer(config, options, store, teacher, _vocabulary(llm, store, options))
@@ -105,7 +113,14 @@ def _samples(llm: LLM, job: TrainJob, target: str) -> list[Sample]:
         if line.answer is None:
             # Every second answer is greedy, as in prompts.py.
             asked.append(
-                Ask("data", line.prompt, form, float(len(asked) % 2), 256, job.options.seed + len(asked))
+                Ask(
+                    "data",
+                    line.prompt,
+                    form,
+                    float(len(asked) % 2),
+                    ANSWER_TOKENS,
+                    job.options.seed + len(asked),
+                )
             )
         else:
             frame = frame or (ChatFrame(llm) if form == "chat" else None)

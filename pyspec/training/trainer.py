@@ -93,7 +93,7 @@ class Trainer:
         """One optimiser step on the next batch; ValueError if the loss is not finite."""
         for weight in self.weights.values():
             weight.grad = None
-        loss, tally = self._loss(self._next_batch())
+        loss, tally = self._loss(self._next_batch(), self.options.unroll_at(self.step))
         if not torch.isfinite(loss):
             raise ValueError(f"train-draft: loss must stay finite, got {loss.item()} at step {self.step}")
         loss.backward()
@@ -106,7 +106,7 @@ class Trainer:
         """What the head reaches on these samples."""
         total = Tally.zero(self.options.unroll)
         for batch in batches_of(indices, self._rows, self.options.batch_rows):
-            total.add(self._loss(batch)[1])
+            total.add(self._loss(batch, self.options.unroll)[1])
         return total
 
     def _rows(self, index: int) -> int:
@@ -127,7 +127,7 @@ class Trainer:
             at -= len(self._batches)
             epoch += 1
 
-    def _loss(self, indices: Sequence[int]) -> tuple[Tensor, Tally]:
+    def _loss(self, indices: Sequence[int], unroll: int) -> tuple[Tensor, Tally]:
         texts = list(self._store.texts(indices))
         batch = Texts(
             torch.cat([text.taps[:-2].float() for text in texts]),
@@ -145,7 +145,7 @@ class Trainer:
         total, weight_sum = torch.zeros(()), 0.0
         counts = batch.chains(0)
         alive = torch.ones(sum(counts), dtype=torch.bool)
-        for step, logits in enumerate(head.unroll(batch, self.options.unroll)):
+        for step, logits in enumerate(head.unroll(batch, unroll)):
             reach = batch.chains(step)
             inside = torch.cat(
                 [offset + step + torch.arange(n) for offset, n in _offsets(batch.chains(0), reach)]
@@ -157,7 +157,7 @@ class Trainer:
             alive = torch.cat([part[:n] for part, n in zip(alive.split(counts), reach, strict=True)])
             alive = alive & (self.draft_ids[logits.argmax(1)] == rows[inside])
             counts = reach
-            tally.rows[step], tally.right[step] = len(losses), int(alive.sum())
+            tally.rows[step], tally.right[step] = len(inside), int(alive.sum())
             tally.known[step], tally.loss[step] = int(learnt.sum()), float(losses.detach())
         return total / weight_sum, tally
 
