@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 from typing import TypeAlias
 
 from pyspec.engine.edits import RequestEdits
@@ -95,7 +96,10 @@ class Admission:
         if isinstance(prompt, str):
             ids = self._checkpoint.tokenizer.encode(prompt)
         else:
-            ids = [int(token) for token in prompt]
+            try:
+                ids = [index(token) for token in prompt]
+            except TypeError as error:
+                raise TypeError(f"LLM: {where} must be a text or token ids, got {error}") from None
         if not ids:
             raise ValueError(f"LLM: {where} must have at least one token, got none")
         if bad := [token for token in ids if not 0 <= token < vocab]:

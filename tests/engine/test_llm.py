@@ -95,6 +95,13 @@ def test_bad_prompts_are_refused_before_anything_runs(llm: LLM, prompts: Any, me
     assert len(llm.generate("fine", SamplingParams(max_tokens=4, ignore_eos=True))[0].token_ids) == 4
 
 
+@pytest.mark.parametrize("prompt", [[1, 2.5], [[1, "2"]], [[1, None]], 7])
+def test_prompts_that_are_no_token_ids_are_refused(llm: LLM, prompt: Any) -> None:
+    with pytest.raises(TypeError, match=r"^LLM: prompts\[.\] must be a text or token ids, got |not iterable"):
+        llm.generate(prompt)
+    assert llm.free_pages == llm.num_pages
+
+
 def test_a_request_larger_than_the_pool_is_refused_and_others_wait_for_pages(
     llm: LLM, tiny_model: Callable[[str], Path]
 ) -> None:
