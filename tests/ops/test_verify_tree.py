@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 import pytest
 import torch
@@ -37,11 +38,26 @@ def parameters(law: LawValues, seed: int, stream: int) -> tuple[Tensor, ...]:
     return tuple(torch.tensor([value], dtype=getattr(torch, dtype)) for value, dtype in values)
 
 
-def plain(root: int, position: int, law: tuple[Tensor, ...]) -> tuple[list[int], list[float]]:
+def edited_rows(logits: Tensor, tokens: list[int], parents: list[int], context: list[int]) -> Tensor:
+    """Rows of a tree whose root is context[-1], with penalties for what is in the context and the path, a bias and a mask."""
+    ints = lambda values: torch.tensor(values, dtype=torch.int32)
+    counts, n = Counter(context), len(tokens)
+    return ops.edit_logits(
+        logits, ints(tokens), ints(parents), ints([0, n]), torch.tensor([1.3]), torch.tensor([0.4]), torch.tensor([0.25]),
+        ints(list(counts)), ints(list(counts.values())), ints([0, len(counts)]), ints([2, 5]), torch.tensor([1.0, -torch.inf]),
+        ints([0, 2]), ints([[0b1111111111101]]), torch.zeros(n).int(),
+    )  # fmt: skip
+
+
+def plain(
+    root: int, position: int, law: tuple[Tensor, ...], edit: bool = False
+) -> tuple[list[int], list[float]]:
     """Decoding one token a step with `sample`."""
     context, logprobs = [root], []
     for t in range(LENGTH):
-        token, logprob, *_ = ops.sample(model(context)[None], torch.tensor([position + t + 1]).int(), *law)
+        row = model(context)[None]
+        edited = edited_rows(row, context[-1:], [-1], context) if edit else None
+        token, logprob, *_ = ops.sample(row, torch.tensor([position + t + 1]).int(), *law, edited)
         context.append(int(token))
         logprobs.append(float(logprob))
     return context, logprobs
@@ -63,20 +79,23 @@ def random_tree(
     return tokens, parents, torch.stack([model(path) for path in paths])
 
 
+@pytest.mark.parametrize("edit", [False, True], ids=["raw", "edited"])
 @pytest.mark.parametrize("law", LAWS, ids=str)
-def test_walks_of_random_trees_equal_plain_decoding(law: LawValues) -> None:
+def test_walks_of_random_trees_equal_plain_decoding(law: LawValues, edit: bool) -> None:
     rng, steps, walks = random.Random(str(law)), 0, 0
     for seed in range(8):
         root, position, stream = rng.randrange(VOCAB), rng.randrange(1000), seed % 3
         tensors = parameters(law, seed, stream)
-        want, want_logprobs = plain(root, position, tensors)
+        want, want_logprobs = plain(root, position, tensors, edit)
+        assert not edit or not {1, 5} & set(want[1:])
         for _ in range(2):  # the same text by other trees
             context, logprobs = [root], []
             while len(context) < LENGTH - 2:
                 tokens, parents, logits = random_tree(rng, context, want[len(context) :])
+                edited = edited_rows(logits, tokens, parents, context) if edit else None
                 path, path_len, emitted, step_logprobs, *_ = ops.verify_tree(
                     logits, torch.tensor(tokens).int(), torch.tensor(parents).int(), torch.tensor([0, len(tokens)]).int(),
-                    torch.tensor([position + len(context) - 1]).int(), *tensors, max_path=len(tokens),
+                    torch.tensor([position + len(context) - 1]).int(), *tensors, edited, max_path=len(tokens),
                 )  # fmt: skip
                 n = int(path_len)
                 new = emitted[0, :n].tolist()
@@ -92,9 +111,10 @@ def test_walks_of_random_trees_equal_plain_decoding(law: LawValues) -> None:
     assert steps > 1.5 * walks  # the trees were right often enough for the walk to be tested
 
 
+@pytest.mark.parametrize("name", ["T16-V130-N5", "T16-V130-N5-edited"])
 @pytest.mark.parametrize("backend", ["spec", pytest.param("cpu", marks=needs_native)])
-def test_a_tree_of_one_node_is_sample(backend: str) -> None:
-    case = next(c for c in spec.sample.cases() if c.name == "T16-V130-N5")
+def test_a_tree_of_one_node_is_sample(backend: str, name: str) -> None:
+    case = next(c for c in spec.sample.cases() if c.name == name)
     logits, positions, *law = case.args
     n = positions.numel()
     roots, offsets = torch.full((n,), -1, dtype=torch.int32), torch.arange(n + 1).int()
