@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drawing a token from weights, and the weights of a processed law: what `draw_children` and `verify_drawn` share.
+"""Drawing a token from weights, and the weights of a processed law.
 
-With e(x) of pyspec/spec/pipeline.py, the weight of a token is 2^e(x), and 0 where a filter drops it or e(x) < -126: the likeliest
-token has 1, every other weight is a normal number or 0, and so are all products the ops make of them. A temperature below 2^-16
-counts as 0: 1 for the first token in order, 0 for the others. A row without a finite value or +inf has no weight at all.
+With e(x) of pyspec/spec/pipeline.py, the weight of a token is 2^e(x), and 0 where a filter drops it or e(x) <
+-126: the likeliest token of a row has 1, every other weight is a normal number or 0, and so are all products
+the ops make of them. A temperature below 2^-16 counts as 0: 1 for the first token in order, 0 for the others.
+A row without a finite value or +inf has no weight at all.
 
-A token is drawn by the inverse of the distribution function. Lane l holds the tokens l, l + 32, l + 64 ...; with c(x) the sum of
-the weights of its lane up to x, added in order of id, S(l) the sum of a lane, C(l) = S(0) + ... + S(l) added in this order:
+A token is drawn by the inverse of the distribution function. Lane l holds the tokens l, l + 32, l + 64 ...;
+c(x) is the sum of the weights of its lane up to x, added in order of id, S(l) the sum of a lane, C(l) = S(0)
++ ... + S(l) added in this order:
 
-    target = u C(31)      l = the first lane with target < C(l)      token = the first x of lane l with target - C(l-1) < c(x)
+    target = u C(31)
+    l      = the first lane with target < C(l)
+    token  = the first x of lane l with target - C(l-1) < c(x)
 
-and where rounding leaves none, the last token (of the last lane) with a weight. A token without weight is never drawn.
+and where rounding leaves none, the last token (of the last lane) with a weight. A token without weight is
+never drawn.
 """
 
 from __future__ import annotations

@@ -1,27 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""draw_children: the children of each frontier node of a token tree, drawn from the draft's law with fresh randomness.
+"""draw_children: the children of each frontier node of a token tree, drawn from the draft's law.
 
-With w the weights of softmax(logits / temperature) in pyspec/spec/categorical.py, and the children x_1, x_2 ... of a row in the
-order in which a verifier must look at them:
+With w the weights of softmax(logits / temperature) in pyspec/spec/categorical.py, and the children x_1, x_2
+... of a row in the order in which a verifier must look at them:
 
-    rule "iid"                  x_j ~ w                                       independent draws; equal siblings are separate rounds
-    rule "without_replacement"  x_j ~ w without x_1 .. x_{j-1}                in law the Gumbel-top-k of log q, in descending order
-    rule "hybrid"               x_1 ~ w without x_2 .. x_k;  x_2 .. x_k are   the k - 1 tokens of the largest value
+    rule "iid"                  x_j ~ w: independent draws; equal siblings are separate rounds
+    rule "without_replacement"  x_j ~ w without x_1 .. x_{j-1}: in law the Gumbel-top-k of log q, descending
+    rule "hybrid"               x_1 ~ w without x_2 .. x_k, which are the k - 1 tokens of the largest value
                                 (value descending, then id)
 
-A token of weight 0 is no child: where the law has fewer tokens than asked for, the places that are left hold -1 (the first one
-too, in "hybrid", where all tokens with weight are among the others). Child j of a row is drawn with the number
-u(seed, stream, step, node, DRAFT, j) of noise.py: `step` counts the steps of a request and `node` is the index of the frontier
-node in its tree, so no number is used twice. Keyed by position instead, the next step would draw with numbers that the
-verification of this one has already looked at, which biases block and traversal verification.
+A token of weight 0 is no child: where the law has fewer tokens than asked for, the places that are left hold
+-1 (the first one too, in "hybrid", where all tokens with weight are among the others). Child j of a row is
+drawn with the number of (seed, stream, step, node, DRAFT, j) in noise.py: `step` counts the steps of a
+request and `node` is the index of the frontier node in its tree, so no number is used twice. Keyed by
+position instead, the next step would draw with numbers that the verification of this one has already looked
+at, which biases block and traversal verification.
 
-T rows; `count` children are drawn in each, at most `width`, decided by the caller before anything of the row is drawn. `logits`
-are the rows the draft draws from, with its edits, if any. Outputs: token and log_q(x) = d(x) - log(sum of w), the log
-of the probability of the token in the draft's law, rounded to float32 (-inf where the token is -1; 0 at temperature 0).
+T rows; `count` children are drawn in each, at most `width`, decided by the caller before anything of the row
+is drawn. `logits` are the rows the draft draws from, with its edits, if any. Outputs: token, and log_q = d(x)
+- log(sum of w), the log of the token's probability in the draft's law, rounded to float32 (-inf where the
+token is -1; 0 at temperature 0).
 
-Guarantees: every backend gives the same bits; rows are independent; the drawn law is exactly that of w up to 2^-53. Errors: ValueError
-unless V >= 1, width in [1, 1024], a known rule, count in [0, width], temperature finite and >= 0, step and node >= 0, node < 2^24.
-Sources: SpecInfer (arXiv 2305.09781, i.i.d.), Sequoia (arXiv 2402.12374, without replacement).
+Guarantees: every backend gives the same bits; rows are independent; the law of a draw is that of w up to
+2^-53. Errors: ValueError unless V >= 1, width in [1, 1024], a known rule, count in [0, width], temperature
+finite and >= 0, step >= 0, node in [0, 2^24). Sources: SpecInfer (arXiv 2305.09781, i.i.d.), Sequoia (arXiv
+2402.12374, without replacement).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The recursion of `verify_drawn` for one tree, on weights of laws and any source of randomness (formulas: verify_drawn.py).
+"""The recursion of `verify_drawn` for one tree, on weights of laws and any source of randomness.
 
-Tests run this very code with a source that enumerates every outcome, which gives the exact law of what is emitted.
+Formulas: verify_drawn.py. Tests run this very code with a source that enumerates every outcome, which gives
+the exact law of what is emitted.
 """
 
 from __future__ import annotations

@@ -1,44 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
-"""verify_drawn: verifies each request's token tree by how its nodes were drawn, with fresh randomness: rejection along the tree.
+"""verify_drawn: verifies token trees by how their nodes were drawn, with fresh randomness: rejection.
 
-Every node of a tree has `drawn`, its law given its parent and the siblings before it (q: the draft's weights of the parent's row of
-draft_logits by softmax(logits / draft_temperature), see draw_children):
+Every node has `drawn`, its law given its parent and the siblings before it; q are the draft's weights of the
+parent's row of draft_logits by softmax(logits / draft_temperature), see draw_children:
 
     0  deterministic         a point mass: chosen without randomness, given what was drawn before
     1  iid                   q
     2  without replacement   q without the tokens of earlier siblings and of the deterministic siblings
 
-So the first child of a "hybrid" node has 2 and the others 0, and a chain has 1 or 2. Siblings are verified in index order; those of one
-node are all iid, or none is, and their tokens differ unless they are iid.
+So the first child of a "hybrid" node has 2 and the others 0, and a chain has 1 or 2. Siblings are verified in
+index order; those of one node are all iid, or none is, and their tokens differ unless they are iid.
 
-With P, Q the weights of categorical.py of the target's processed law and of the draft's law at a node, in float64:
+With P and Q the weights (categorical.py) of the target's processed law and of the draft's law at a node,
+float64:
 
-    node handed a:     alpha = a / sum P     rho = 0     A = a           m(y) = [alpha P(y) - rho Q(y)]+,  Q = 0 at deterministic children
-    child x drawn:     Phi = (1 - a) + A     s = Phi / Z,  Z = the sum of Q over what x is drawn from
-                       x may be accepted with m(x) of s Q(x)                                       (deterministic: m(x) of Phi)
-      it failed:       rho += s              (deterministic: P(x) = 0)
-                       A = sum of m over other tokens, in lanes; then + m(x) of the deterministic children not looked at, last to first
-    all failed:        the node may be accepted with A of Phi = (1 - a) + A, and the token after it is drawn by m
+    handed a:     alpha = a / sum P     rho = 0     A = a     m(y) = [alpha P(y) - rho Q(y)]+
+                  (Q = 0 at the tokens of deterministic children)
+    child x:      Phi = (1 - a) + A     s = Phi / Z,  Z = the sum of Q over what x is drawn from
+                  x may be accepted with m(x) of s Q(x)     (deterministic: with m(x) of Phi)
+    it failed:    rho += s     (deterministic: P(x) = 0)
+                  A = sum of m over all other tokens, in lanes, then + m(x) of the deterministic children that
+                  have not failed, last to first
+    all failed:   the node may be accepted with A of Phi = (1 - a) + A, and the token after it is drawn by m
 
-    walk "top_down"    each node is handed 1; a child is accepted at once where u(child) s Q(x) < m(x)          (u: noise.py, ACCEPT)
-    walk "traversal"   a child is handed c = min(1, m(x) / (s Q(x))) (0 below 2^-126); of all nodes, children before their parent,
-                       the first with u(node) Phi < A is the end of the path; the root is accepted where none is
-    walk "target"      y is drawn by P at each node; to its first child with that token, else stop       (needs no Q; drawn is not used)
+    "top_down"    every node is handed 1; a child is accepted at once where u(child) s Q(x) < m(x)
+    "traversal"   a child is handed c = min(1, m(x) / (s Q(x))), 0 below 2^-126; of all nodes, children before
+                  their parent, the first with u(node) Phi < A ends the path; the root does where none has
+    "target"      y is drawn by P at each node; to its first child with that token, else stop (Q and drawn are
+                  not used)
 
-and the token after the path is drawn by m with u(node, EXTRA). All numbers are keyed by (seed, stream, step, node's index), so
-none is used by two steps. What is emitted follows the target's law exactly if each node was drawn as `drawn` says and none was removed
+The token after the path is drawn by m. u(node) is the number of (seed, stream, step, node, ACCEPT) of
+noise.py, a token is drawn with that of (seed, stream, step, node, EXTRA): no two steps use the same. What is
+emitted follows the target's law exactly if each node was drawn as `drawn` says and none was removed
 afterwards; "target" is exact for any tree. On a chain "traversal" is block verification.
 
-Cases that only rounding or a wrong caller makes: A = 0 after a failure at a = 1 leaves the node's state as it was; a child that its own law
-cannot give (Q(x) = 0) is refused and changes nothing; a = 0 refuses the whole subtree. Below a node whose row has no law
-no child is looked at, and its token is 0 with logprob NaN, as in `sample`; below one without draft row no drawn child is accepted.
+What only rounding or a wrong caller makes: A = 0 after a failure at a = 1 leaves the node's state as it was;
+a child that its own law cannot give (Q(x) = 0) is refused and changes nothing; a = 0 refuses the whole
+subtree. Below a node whose row has no law no child is looked at, and its token is 0 with logprob NaN, as in
+`sample`; below one without a draft row no drawn child is accepted.
 
-B requests, T nodes of all trees, V vocabulary, R rows of the draft. Trees, parameters, `edited` and the outputs are those of verify_tree, with
-`step` in the place of the position and the token after the path last in `emitted`; logprobs are those of `logits`.
+B requests, T nodes of all trees, V vocabulary, R rows of the draft. Trees, parameters, `edited` and the
+outputs are those of verify_tree, with `step` in the place of the position; the token after the path is the
+last in `emitted`, and logprobs are those of `logits`. Every backend gives the same bits; requests are
+independent; rows that the walk does not need change nothing.
 
-Errors: ValueError for what verify_tree refuses, step < 0, drawn outside 0, 1, 2 or mixed or equal siblings as said above,
-draft_row outside [-1, R), a drawn child (walk not "target") below a node without draft row, draft_temperature not finite or < 0, an
-unknown walk. Sources: SpecInfer (arXiv 2305.09781), Sequoia (2402.12374), block verification (2403.10444), traversal (2505.12398).
+Errors: ValueError for what verify_tree refuses, step < 0, drawn outside 0, 1, 2, draft_row outside [-1, R),
+draft_temperature not finite or < 0, an unknown walk; and, but for "target", mixed or equal siblings as said
+above and a drawn child below a node without draft row. Sources: SpecInfer (arXiv 2305.09781), Sequoia
+(2402.12374), block verification (2403.10444), traversal verification (2505.12398).
 """
 
 from __future__ import annotations

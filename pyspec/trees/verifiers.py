@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which verifier is exact for which tree; every other pair is refused with its reason (promise 2).
 
-`greedy` and `shared_noise` walk along tokens that the target picks by its own noise (verify_tree), `target` along fresh ones: none of
-them looks at the tree, so no tree can bias them. The others reject by how each child was drawn (verify_drawn), which the tree
-itself says: a law that differs from the drawing cannot be asked for. What is left to refuse is removing drawn children.
-Figures: total variation by exact enumeration, tests/verification; docs/ops/verification.md has the table of all pairs.
+`greedy` and `shared_noise` walk along tokens that the target picks by its own noise (verify_tree), `target`
+along fresh ones: none of them looks at the tree, so no tree can bias them. The others reject by how each
+child was drawn (verify_drawn), which the tree itself says: a law that differs from the drawing cannot be
+asked for. What is left to refuse is removing drawn children. Figures: total variation by exact enumeration,
+tests/verification; docs/ops/verification.md has the table of all pairs.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random calls of draw_children and verify_drawn with hard rows; run as a program it compares kernels and specification bit by bit."""
+"""Random calls of draw_children and verify_drawn, hard rows; as a program, kernels against specifications."""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""verify_drawn: kernel against specification, greedy limits, rounding rules, rows without a law, refusals. Laws: tests/verification."""
+"""verify_drawn: bits of the kernel, greedy limits, rounding rules, rows without a law, refusals.
+
+That it follows the target's law is tested in tests/verification.
+"""
 
 from __future__ import annotations
 

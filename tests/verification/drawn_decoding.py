@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decoding of many requests at once by the ops alone, with a tiny model: trees drawn, verified and continued as an engine would.
+"""Decoding of many requests at once by the ops alone, with a tiny model, as an engine would.
 
-The model's row depends on the last two tokens. Every request has a seed of its own and the root's position as its step; the joint
-law of the first LENGTH tokens is computed by the textbook in numpy.
+The model's row depends on the last two tokens. Every request has a seed of its own and the root's position as
+its step; the joint law of the first LENGTH tokens is computed by the textbook in numpy.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exact laws: runs the specification's own code once for every outcome of its randomness, on laws given per context.
+"""Exact laws: runs the specification's own code once for every outcome of its randomness.
 
-`outcomes(program)` calls program(fork) for every way its choices can go. A context is a tuple of tokens after the prompt;
-p[context] and q[context] are the laws of the next token, float64 tensors.
+`outcomes(program)` calls program(fork) for every way its choices can go. A context is a tuple of tokens after
+the prompt; p[context] and q[context] are the laws of the next token, float64 tensors.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernels' own draws over several steps: what is emitted has the target's distribution in hundreds of settings, and wrong engines have not.
+"""The kernels' own draws over several steps have the target's distribution; those of wrong engines have not.
 
-Every cell is a chi-square test of the joint law of the first three tokens against a textbook, at fixed seeds. Over all cells Holm's
-correction is applied, whose smallest adjusted p-value is the smallest p times the number of cells.
+Every cell is a chi-square test of the joint law of the first three tokens against a textbook, at fixed seeds.
+Over all cells Holm's correction is applied, whose smallest adjusted p-value is the smallest p times the
+number of cells.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The specification of verify_drawn and draw_children gives the target's distribution exactly, by enumeration; wrong pairs do not.
+"""verify_drawn and draw_children give the target's distribution exactly, by enumeration; wrong pairs do not.
 
-A pair is a law that the verifier takes for the children's (rows) and a rule they were drawn by (columns). The fast part is in
-`make test`, all of it in `make test-distribution`.
+A pair is a law that the verifier takes for the children's (rows) and a rule they were drawn by (columns). The
+fast part is in `make test`, all of it in `make test-distribution`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The negative controls: twenty samplers that are wrong in one thing each, all of them seen in the distribution of what is emitted.
+"""Twenty samplers that are wrong in one thing each, all of them seen in the distribution of what is emitted.
 
-Their distances agree to the last of four digits with those of an independent implementation on the instance of the slow test.
+Their distances agree to the last of four digits with those of an independent implementation on the instance
+of the slow test.
 """
 
 from __future__ import annotations
