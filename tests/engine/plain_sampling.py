@@ -47,33 +47,37 @@ def edited(
     return z
 
 
+def kept(z: NDArray[np.float32], params: SamplingParams) -> list[int]:
+    """The tokens that a law at a temperature can give, the likeliest first."""
+    d = (z.astype(np.float64) - z.max()) / np.float32(params.temperature)
+    order = np.argsort(-z, kind="stable")
+    p = np.exp(d)
+    tokens = [token for token in order[: params.top_k or len(z)] if p[token] > 0]
+    if params.top_p < 1:
+        before = np.cumsum(p[tokens]) - p[tokens]
+        limit = params.top_p * p[tokens].sum()
+        tokens = [token for token, mass in zip(tokens, before, strict=True) if mass < limit]
+    tokens = [token for token in tokens if p[token] >= params.min_p]
+    if params.typical_p < 1:
+        q = p[tokens] / p[tokens].sum()
+        information = -np.log(np.maximum(q, 1e-300))
+        entropy = (q * information).sum()
+        typical = np.argsort(np.abs(information - entropy), kind="stable")
+        count = int((np.cumsum(q[typical]) - q[typical] < params.typical_p).sum())
+        tokens = [tokens[i] for i in typical[: max(1, count)]]
+    return [int(token) for token in tokens]
+
+
 def pick(z: NDArray[np.float32], params: SamplingParams, position: int, stream: int) -> int | None:
     """The token at a position; None if no logit is finite."""
     if not np.isfinite(z).any():
         return None
     if params.temperature == 0:
         return int(z.argmax())
-    d = (z.astype(np.float64) - z.max()) / np.float32(params.temperature)
-    order = np.argsort(-z, kind="stable")
-    p = np.exp(d)
-    kept = list(order[: params.top_k or len(z)])
-    if params.top_p < 1:
-        before = np.cumsum(p[kept]) - p[kept]
-        kept = [
-            token for token, mass in zip(kept, before, strict=True) if mass < params.top_p * p[kept].sum()
-        ]
-    kept = [token for token in kept if p[token] >= params.min_p]
-    if params.typical_p < 1:
-        q = p[kept] / p[kept].sum()
-        information = -np.log(np.maximum(q, 1e-300))
-        entropy = (q * information).sum()
-        typical = np.argsort(np.abs(information - entropy), kind="stable")
-        count = int((np.cumsum(q[typical]) - q[typical] < params.typical_p).sum())
-        kept = [kept[i] for i in typical[: max(1, count)]]
     g = noise.gumbel(params.seed, stream, position, len(z), torch.device("cpu")).numpy()
-    score = np.full(len(z), -np.inf)
-    score[kept] = (d + g)[kept]
-    return int(score.argmax())
+    tokens = kept(z, params)
+    score = (z[tokens].astype(np.float64) - z.max()) / np.float32(params.temperature) + g[tokens]
+    return tokens[int(score.argmax())]
 
 
 def check(
@@ -82,8 +86,12 @@ def check(
     params: SamplingParams,
     done: Completion,
     grammar: dict[tuple[int, ...], Collection[int]] | None = None,
+    same_noise: bool = True,
 ) -> None:
-    """Assert that every token of an answer is the one that its own text calls for. grammar: what may follow each beginning."""
+    """Assert that every token of an answer is the one that its own text calls for; or without same_noise, one that it allows.
+
+    grammar: what may follow each beginning.
+    """
     ends = {*params.stop_token_ids, *(() if params.ignore_eos else llm.config.eos_ids)}
     answer = done.token_ids
     rows = llm.prompt_logits(prompt + answer)[len(prompt) - 1 :].numpy()
@@ -91,11 +99,15 @@ def check(
         before = answer[:i]
         allowed = None if grammar is None else grammar[tuple(before)]
         z = edited(rows[i], prompt, before, params, ends, allowed)
-        token = pick(z, params, len(prompt) + i, params.stream_index + done.sample_index)
-        assert token == (answer[i] if i < len(answer) else None), f"token {i}"
-        assert i == len(answer) or i == len(answer) - 1 or answer[i] not in ends, (
-            f"the answer goes on behind an end at {i}"
-        )
+        if i == len(answer):
+            assert not np.isfinite(z).any(), "an error, but something is left"
+        elif same_noise or params.temperature == 0:
+            stream = params.stream_index + done.sample_index
+            assert answer[i] == pick(z, params, len(prompt) + i, stream), f"token {i}"
+        else:
+            assert np.isfinite(z[answer[i]]), f"token {i} was banned"
+            assert answer[i] in kept(z, params), f"token {i} was filtered out"
+        assert i + 1 >= len(answer) or answer[i] not in ends, f"the answer goes on behind an end at {i}"
     if done.finish_reason == "length":
         assert len(answer) == params.max_tokens
     if done.finish_reason == "eos":
