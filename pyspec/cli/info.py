@@ -77,6 +77,8 @@ def _missing(backends: Any, kernels: dict[str, list[str]]) -> dict[str, str]:
         missing["cuda kernels"] = "this build has no CUDA kernels"
     if importlib.util.find_spec("triton") is None:
         missing["triton"] = "triton is not installed"
+    if importlib.util.find_spec("llguidance") is None:
+        missing["grammars"] = "llguidance is not installed (pip install 'pyspec-kernels[grammar]')"
     return missing
 
 

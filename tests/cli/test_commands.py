@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -235,6 +236,14 @@ def test_info_without_extensions_says_why() -> None:
     assert facts["isa"] is None
     assert facts["backends"] == ["spec"]
     assert "PYSPEC_SPEC_ONLY=1" in facts["missing"]["cpu kernels"]
+
+
+def test_info_names_the_extra_for_grammars(pyspec_command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *args: None if name == "llguidance" else find(name, *args)
+    )
+    assert "pyspec-kernels[grammar]" in pyspec_command("info").out
 
 
 def test_fetch_of_an_unknown_name_is_refused(pyspec_command: Command) -> None:
