@@ -17,9 +17,11 @@ from pyspec import __version__
 from pyspec.cli.bench import bench
 from pyspec.cli.chat import chat
 from pyspec.cli.demo import demo
+from pyspec.cli.explain import explain
 from pyspec.cli.fetch import fetch
 from pyspec.cli.generate import generate
 from pyspec.cli.info import info
+from pyspec.cli.trace import trace
 from pyspec.cli.train_draft import train_draft
 from pyspec.cli.tune import tune
 
@@ -38,7 +40,7 @@ def cli() -> None:
     """Exact and fast speculative decoding with token trees: the same text as plain decoding, sooner."""
 
 
-for command in (generate, chat, info, fetch, bench, demo, tune, train_draft):
+for command in (generate, chat, info, fetch, bench, demo, tune, train_draft, trace, explain):
     cli.add_command(command)
 
 

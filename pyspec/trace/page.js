@@ -161,6 +161,10 @@ function box(x, y, kind, first, second, title) {
 
 function edge(from, to, kind) {
   const x = from[0] + WIDE, y = from[1] + HIGH / 2, z = to[0], w = to[1] + HIGH / 2, half = (x + z) / 2;
+  if (z < x) {  // a chain goes on in the next row
+    const between = y + (HIGH + ROW) / 4;
+    return shape("path", { d: ["M", x, y, "h 8 V", between, "H", z - 5, "V", w, "H", z].join(" "), class: "edge " + kind });
+  }
   return shape("path", { d: ["M", x, y, "C", half, y, half, w, z, w].join(" "), class: "edge " + kind });
 }
 
@@ -180,7 +184,8 @@ const target = (value) => (value === undefined ? "" : value === null ? "lp –" 
 const targetLong = (value) => (value === undefined ? "not known" : target(value) + (value === null ? "" : ", p " + probability(Math.exp(value))));
 
 function showTree(s) {
-  const place = layOut(s), says = targetSays(s, place), at = (depth, row) => [8 + depth * COLUMN, 10 + row * ROW];
+  const place = layOut(s), says = targetSays(s, place), folded = place.rows === 1 ? Math.max(2, Math.floor(($("tree").clientWidth - 24) / COLUMN)) : Infinity;
+  const at = (depth, row) => [8 + (folded < Infinity ? depth % folded : depth) * COLUMN, 10 + (row + Math.floor(depth / folded)) * ROW];
   const where = s.tokens.map((_, i) => at(place.depth[i], place.row[i]));
   const edges = shape("g", {}), boxes = shape("g", {});
   for (let i = 1; i < s.tokens.length; i++) edges.append(edge(where[s.parents[i]], where[i], place.onPath.has(i) ? "ok" : ""));
@@ -193,13 +198,14 @@ function showTree(s) {
       digits(s.said[i], 4) + ", given its parent " + digits(given, 4) + "\ntarget: " + targetLong(says.get(i)) : "");
     boxes.append(box(where[i][0], where[i][1], kind, visible(tokenText(token), 14), second, title));
   });
-  let rows = place.rows, columns = Math.max(...place.depth) + 1;
+  const deepest = Math.max(...place.depth);
+  let rows = place.rows + Math.floor(deepest / folded), columns = Math.min(folded, deepest + 1);
   const last = s.path[s.path.length - 1], own = s.path.length - 1;
   if (s.emitted.length > own) {  // else the answer ended inside the path
     const free = place.children[last].length === 0;
-    const spot = at(place.depth[last] + 1, free ? place.row[last] : rows);
-    if (!free) rows += 1;
-    columns = Math.max(columns, place.depth[last] + 2);
+    const spot = at(place.depth[last] + 1, free ? place.row[last] : rows - Math.floor((place.depth[last] + 1) / folded));
+    rows = Math.max(rows + (free ? 0 : 1), 1 + Math.floor((place.depth[last] + 1) / folded));
+    columns = Math.min(folded, Math.max(columns, place.depth[last] + 2));
     edges.append(edge(where[last], spot, "extra"));
     const token = s.emitted[own];
     boxes.append(box(spot[0], spot[1], "extra", visible(tokenText(token), 14), target(s.logprobs[own]), tokenTitle(token) + "\nthe target's own token\n" + targetLong(s.logprobs[own])));
