@@ -10,6 +10,7 @@ import torch
 from contract_tests import error_of, needs_native
 from drawn_fuzz import children_call, ints
 from sampling_fuzz import bits
+from scipy.stats import chisquare
 from torch import Tensor
 
 from pyspec import ops, spec
@@ -56,6 +57,56 @@ def test_log_q_is_the_textbooks(rule: str, temperature: float) -> None:
     tokens, log_q = one_row(LOGITS, 4, rule, temperature=temperature)
     law = (LOGITS.double() / temperature).log_softmax(0)
     assert log_q == pytest.approx([float(law[x]) for x in tokens], abs=1e-6)
+
+
+def pair_law(rule: str, temperature: float) -> Tensor:
+    """Of the first two children [V, V], by the textbook."""
+    q = (LOGITS.double() / temperature).softmax(0)
+    if rule == "iid":
+        return torch.outer(q, q)
+    law = torch.zeros(q.numel(), q.numel(), dtype=torch.float64)
+    if rule == "hybrid":
+        rest = q.clone()
+        rest[3] = 0.0  # the likeliest, which is the second child
+        law[:, 3] = rest / rest.sum()
+        return law
+    for x in range(q.numel()):
+        rest = q.clone()
+        rest[x] = 0.0
+        law[x] = q[x] * rest / rest.sum()
+    return law
+
+
+@needs_native
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_pairs_of_children_follow_the_distribution_of_their_rule(rule: str, temperature: float) -> None:
+    count = 40_000
+    rows = LOGITS.expand(count, -1)
+    many = lambda value: torch.full((count,), value, dtype=torch.int32)
+    token, _ = ops.draw_children(
+        rows,
+        many(2),
+        torch.full((count,), temperature),
+        torch.arange(count),
+        many(0),
+        many(7),
+        many(0),
+        width=2,
+        rule=rule,
+    )
+    vocab, law = LOGITS.numel(), pair_law(rule, temperature).flatten()
+    counts = torch.bincount((token[:, 0] * vocab + token[:, 1]).long(), minlength=vocab * vocab)
+    assert (counts[law == 0] == 0).all()
+    alive = law > 0
+    assert chisquare(counts[alive].numpy(), (law[alive] * count).numpy()).pvalue > 1e-4
+    if rule != "hybrid":  # the other two rules are seen to be others
+        other = pair_law(
+            "iid" if rule == "without_replacement" else "without_replacement", temperature
+        ).flatten()
+        assert (counts[other == 0] > 0).any() or chisquare(
+            counts[other > 0].numpy(), (other[other > 0] * count).numpy()
+        ).pvalue < 1e-9
 
 
 def test_hybrid_takes_the_likeliest_others_in_order() -> None:
