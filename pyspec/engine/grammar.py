@@ -150,6 +150,7 @@ class GrammarState:
         self._start, self._end_tokens = start, end_tokens
         self._matcher = start.deep_copy()
         self._emitted: list[int] = []
+        self._lost = False  # whether no matcher can follow what is emitted
         self.error: str | None = None
 
     def sibling(self) -> GrammarState:
@@ -158,17 +159,18 @@ class GrammarState:
 
     def advance(self, token: int) -> bool:
         """Take an emitted token; True if nothing but the end can follow."""
+        if not self._take(token, []):
+            self._lost = True
+            self.error = self.error or f"token {token} was emitted against it"
         self._emitted.append(token)
-        if self._matcher.try_consume_tokens([token]) != 1:
-            self._restart([])
-        return bool(self._matcher.is_stopped()) and not self._matcher.is_error()
+        return bool(self._matcher.is_stopped()) and not self._lost
 
     def legal(self, tokens: NDArray[np.int32], parents: NDArray[np.int32]) -> NDArray[np.bool_]:
         """[T] bool: nodes whose path below the root the grammar allows. End tokens are not: nothing behind them is ever emitted."""
         legal = np.zeros(len(tokens), dtype=np.bool_)
 
         def visit(node: int, path: list[int]) -> None:
-            legal[node] = True
+            legal[node] = not node or not self._matcher.is_error()
 
         self._walk(tokens, parents, visit)
         return legal
@@ -176,7 +178,7 @@ class GrammarState:
     def masks(
         self, tokens: NDArray[np.int32], parents: NDArray[np.int32], out: NDArray[np.int32]
     ) -> tuple[NDArray[np.int32], int]:
-        """Row of `out` [>= T, words] that holds each node's mask, -1 where its path is not legal; and how many rows are used.
+        """Row of `out` [>= T, words] that holds each node's mask, -1 where the grammar refuses its path; and how many rows are used.
 
         Bit i of word i // 32 is token i. Nodes of equal paths share a row. Where the limits end a mask, it allows nothing.
         """
@@ -187,22 +189,42 @@ class GrammarState:
             key = tuple(path)
             if key not in made:
                 made[key] = len(made)
-                self._fill(out[made[key]])
+                self._fill(out[made[key]], path)
             rows[node] = made[key]
 
-        self._walk(tokens, parents, visit)
-        return rows, len(made)
+        seen_all = self._walk(tokens, parents, visit)
+        used, unseen = len(made), rows < 0
+        if not seen_all and unseen.any():  # given up: the rest must not be accepted
+            out[used], rows[unseen] = 0, used
+            used += 1
+        return rows, used
 
-    def _fill(self, row: NDArray[np.int32]) -> None:
-        if not self._matcher.is_error():
-            self._matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
-        if self._matcher.is_error():
-            row[:] = 0
+    def _take(self, token: int, path: list[int]) -> bool:
+        """Take a token behind `path`, if need be by a matcher that has seen nothing else; False if refused, or beyond its limits."""
+        if self._matcher.try_consume_tokens([token]) == 1:
+            return True
+        return (
+            self._matcher.is_error()
+            and self._restart(path)
+            and self._matcher.try_consume_tokens([token]) == 1
+        )
+
+    def _fill(self, row: NDArray[np.int32], path: list[int]) -> None:
+        """The mask behind `path`, likewise."""
+        for _ in range(0 if self._lost else 2):
+            if not self._matcher.is_error():
+                self._matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
+            if not self._matcher.is_error():
+                return
+            if not self._restart(path):
+                break
+        row[:] = 0
 
     def _walk(
         self, tokens: NDArray[np.int32], parents: NDArray[np.int32], visit: Callable[[int, list[int]], None]
-    ) -> None:
-        """visit(node, tokens below the root) in the state of every legal node, depth first; the state is the root's again after."""
+    ) -> bool:
+        """visit(node, tokens below the root), depth first, with the matcher behind them; not what the grammar refuses, nor what is
+        below a node where the matcher fails. False if it has to be given up; else the matcher is behind the root again."""
         children: list[list[int]] = [[] for _ in tokens]
         links, token = parents.tolist(), tokens.tolist()
         for node in range(len(links) - 1, 0, -1):
@@ -213,18 +235,20 @@ class GrammarState:
             node, depth = stack.pop()
             if depth:
                 self._rollback(path, depth - 1)
-                ends = token[node] in self._end_tokens
-                if ends or self._matcher.try_consume_tokens([token[node]]) != 1:
-                    if self._matcher.is_error() and not self._restart(path):
-                        return
+                if token[node] in self._end_tokens:
+                    continue
+                if not self._take(token[node], path) and not self._matcher.is_error():
                     continue
                 path.append(token[node])
             visit(node, path)
             if not self._matcher.is_error():
                 stack += [(child, depth + 1) for child in children[node]]
-            elif not self._restart(path):
-                return
+                continue
+            del path[-1:]
+            if not self._restart(path):
+                return False
         self._rollback(path, 0)
+        return True
 
     def _rollback(self, path: list[int], depth: int) -> None:
         if len(path) > depth:
@@ -233,7 +257,7 @@ class GrammarState:
 
     def _restart(self, path: list[int]) -> bool:
         """A new matcher that has taken the emitted tokens and `path`; False if that is beyond the limits too."""
-        self.error = _one_line(self._matcher.get_error()) or "the grammar does not allow what was emitted"
+        self.error = _one_line(self._matcher.get_error()) or self.error
         self._matcher = self._start.deep_copy()
         tokens = self._emitted + path
         return int(self._matcher.try_consume_tokens(tokens)) == len(tokens)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,7 @@ from numpy.typing import NDArray
 from tiny import VOCAB_SIZE, tiny_tokenizer
 
 from pyspec import UnsupportedError
-from pyspec.engine import grammar as grammar_module
-from pyspec.engine.grammar import Grammar, GrammarCompiler
+from pyspec.engine.grammar import Grammar, GrammarCompiler, GrammarState
 from pyspec.models.tokenizer import Tokenizer
 
 END = 257
@@ -204,22 +204,24 @@ def test_a_model_without_end_token_is_refused(compiler: GrammarCompiler) -> None
 
 
 class Limited:
-    """A matcher that meets its limits when `when(tokens)` is true of what it has taken."""
+    """A matcher that meets its limits where `when(tokens taken, calls of its life)` is true."""
 
-    def __init__(self, inner: Any, when: Any) -> None:
-        self.inner, self.when, self.taken, self.failed = inner, when, list[int](), False
+    def __init__(self, inner: Any, when: Callable[[list[int], int], bool]) -> None:
+        self.inner, self.when, self.taken, self.calls, self.failed = inner, when, list[int](), 0, False
 
     def try_consume_tokens(self, tokens: list[int]) -> int:
-        if self.failed:
-            return 0
         for i, token in enumerate(tokens):
-            if self.when([*self.taken, token]):
-                self.failed = True
+            if self._fails([*self.taken, token]):
                 return i
             if self.inner.try_consume_tokens([token]) != 1:
                 return i
             self.taken.append(token)
         return len(tokens)
+
+    def _fails(self, tokens: list[int]) -> bool:
+        self.calls += 1
+        self.failed = self.failed or self.when(tokens, self.calls)
+        return self.failed
 
     def deep_copy(self) -> Limited:
         return Limited(self.inner.deep_copy(), self.when)
@@ -238,31 +240,82 @@ class Limited:
         return self.failed or bool(self.inner.is_stopped())
 
     def unsafe_compute_mask_ptr(self, pointer: int, size: int) -> None:
-        if not self.failed:
+        if not self._fails(self.taken):
             self.inner.unsafe_compute_mask_ptr(pointer, size)
+
+
+A, B, C = (TOKENIZER.encode(letter, False)[0] for letter in "abc")
+TREE = np.array([A, B, B, C, A, C], dtype=np.int32)  # a: (b: (b: (c)), c: (a))
+PARENTS = np.array([-1, 0, 1, 0, 3, 2], dtype=np.int32)
+
+
+def limited(
+    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch, when: Callable[[list[int], int], bool]
+) -> GrammarState:
+    make = compiler.matcher
+    monkeypatch.setattr(compiler, "matcher", lambda grammar: Limited(make(grammar), when))
+    return compiler.state(Grammar.regex("[abc]{20}"))
+
+
+def masks_of(state: GrammarState, nodes: int = len(TREE)) -> list[set[int] | None]:
+    out = np.full((nodes, WORDS), -1, dtype=np.int32)
+    rows, used = state.masks(TREE[:nodes], PARENTS[:nodes], out)
+    assert max(rows) + 1 == used <= nodes
+    return [allowed(out[row]) if row >= 0 else None for row in rows]
 
 
 def test_limits_met_on_one_path_leave_the_others_alone(
     compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    a, b, c = (TOKENIZER.encode(letter, False)[0] for letter in "abc")
-    make = compiler.matcher
-    monkeypatch.setattr(compiler, "matcher", lambda g: Limited(make(g), lambda tokens: tokens[-2:] == [b, b]))
-    state = compiler.state(Grammar.regex("[abc]{8}"))
-    state.advance(a)
-    tokens = np.array([a, b, b, c, a], dtype=np.int32)  # a: (b: (b), c), a
-    parents = np.array([-1, 0, 1, 0, 3], dtype=np.int32)
-    out = np.full((5, WORDS), -1, dtype=np.int32)
-    rows, used = state.masks(tokens, parents, out)
-    assert rows.tolist() == [0, 1, -1, 2, 3]
-    assert used == 4
-    assert all(allowed(row) == {a, b, c} for row in out[:4])
+    state = limited(compiler, monkeypatch, lambda tokens, calls: tokens[-2:] == [B, B])
+    state.advance(A)
+    letters = {A, B, C}
+    assert state.legal(TREE, PARENTS).tolist() == [True, True, False, True, True, False]
+    assert masks_of(state) == [letters, letters, set(), letters, letters, None]
     assert state.error == "too complex; <state>"
-    state.advance(b)
-    assert not state.advance(b)  # plain decoding meets them here
-    rows, used = state.masks(tokens[:1], parents[:1], out)
-    assert allowed(out[0]) == set()
-    assert grammar_module.KINDS == ("json_schema", "regex", "lark")
+    assert not state.advance(B)
+    assert masks_of(state, 1) == [letters]
+    assert not state.advance(B)  # plain decoding meets the limit here
+    assert masks_of(state, 1) == [set()]
+
+
+def test_limits_that_a_matcher_meets_in_time_are_forgotten(
+    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the states that llguidance collects: a new matcher for the same path is far from them."""
+    state = limited(compiler, monkeypatch, lambda tokens, calls: calls > 8)
+    for emitted in (A, B, C, A):
+        state.advance(emitted)
+        assert state.legal(TREE, PARENTS).all()
+        assert masks_of(state) == [{A, B, C}] * len(TREE)
+    assert state.error == "too complex; <state>"
+    assert [state.advance(token) for token in (A, B, C, A)] == [False] * 4
+    assert masks_of(state, 1) == [set()]  # nine calls are too many for any matcher
+    assert not state.advance(A)
+
+
+def test_a_walk_that_is_given_up_allows_nothing_it_has_not_seen(
+    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget = [9]
+
+    def when(tokens: list[int], calls: int) -> bool:
+        budget[0] -= 1
+        return budget[0] < 0
+
+    state = limited(compiler, monkeypatch, when)
+    masks = masks_of(state)
+    assert masks[0] == {A, B, C}
+    assert set() in masks
+    assert None not in masks
+
+
+def test_a_token_against_the_grammar_ends_it(compiler: GrammarCompiler) -> None:
+    state = compiler.state(Grammar.regex("[abc]{8}"))
+    state.advance(A)
+    assert not state.advance(END)
+    assert masks_of(state, 1) == [set()]
+    assert state.error == f"token {END} was emitted against it"
 
 
 def test_deeply_nested_rules_neither_crash_nor_run_away(compiler: GrammarCompiler) -> None:
