@@ -20,6 +20,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from .token_tree import MAX_NODES
+
 MEMORY = 48.0  # trials that an average rests on at most
 FAST_DECAY, FAST_PRIOR = 0.75, 2.0  # of the average over the last few observations
 DEPTHS, RANKS = 8, 4  # the last class of each holds all deeper ones and all further ones
@@ -144,6 +146,23 @@ class Calibration:
             _forget(self.expected_in_cell, self.accepted_in_cell)
         if self.shared is not None:
             self.shared.observe(nodes, accepted)
+
+
+class GainProfile:
+    """What the best, second best, ... node of a draft's trees is worth on average, for trees whose size must be chosen before them."""
+
+    def __init__(self) -> None:
+        self._gains = np.full(MAX_NODES - 1, 0.5)  # until trees of that size were seen
+
+    def observe(self, estimate: NDArray[np.float64]) -> None:
+        """The estimated acceptance of one tree's nodes, in any order, the root not among them."""
+        ordered = -np.sort(-estimate)
+        known = self._gains[: len(ordered)]
+        known += (ordered - known) / 16
+
+    def best(self, count: int) -> NDArray[np.float64]:
+        """float64 [count]: never rising."""
+        return np.minimum.accumulate(self._gains[:count])
 
 
 def _forget(trials: NDArray[np.float64], hits: NDArray[np.float64]) -> None:

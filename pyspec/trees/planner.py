@@ -27,14 +27,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .acceptance import Calibration, Predictions
+from . import request_plan as why
+from .acceptance import Calibration, GainProfile, Predictions
 from .online import DraftCost, LinearCost, StepCost
-from .request_plan import MEMORY, RequestPlan, Worth
+from .policy import PRUNABLE
+from .request_plan import MEMORY, Choice, RequestPlan, Worth
 
 if TYPE_CHECKING:
     from pyspec.drafts.base import Proposal
@@ -45,19 +47,6 @@ PROBE_NODES = 4
 BASELINE = 64  # steps with trees before a plain one is made, at least
 TRIALS = 4  # calls of a new draft before its benefit is judged
 MARGIN = 0.02  # a tree must promise this much more than its time is worth
-
-TREE, CHAIN = "a tree pays", "a chain pays"
-BASE = "a plain step, to know what it costs"
-TRIED = "a few nodes are tried"
-EMPTY, UNPAID = "the draft had nothing to say", "no node was worth its time"
-UNCOVERED, UNASKED = "no allowance left for a tree", "no draft was worth its time"
-
-
-class Choice(NamedTuple):
-    """Nodes to verify, the root included, and why."""
-
-    size: int
-    reason: str
 
 
 class Planner:
@@ -71,6 +60,7 @@ class Planner:
         self.drafts: dict[str, DraftCost] = {}
         self._shared: dict[str, Calibration] = {}
         self._context, self._batch = 0.0, 0
+        self._profiles: dict[str, GainProfile] = {}
         self._plain = 1.0
         self._kinds: dict[str, int] = {}
         self._since_plain, self._baseline = 0, False
@@ -168,37 +158,55 @@ class Planner:
         predictions = Predictions(proposal.tree.parents, proposal.path_probability)
         return self.calibration(plan, draft).estimate(predictions)
 
+    def budget(self, plan: RequestPlan, draft: str, limit: int) -> int:
+        """Nodes, the root included, of a tree that will be verified whole: decided before its children are drawn.
+
+        The most expected tokens by what the draft's best, second best, ... nodes were worth on average; at most `limit`, and what the
+        allowance covers. 1: draw nothing.
+        """
+        gains = self._profiles.setdefault(draft, GainProfile()).best(limit - 1)
+        extra = self.rate * self._extra_seconds(len(gains))
+        value = np.concatenate(([0.0], np.cumsum(gains))) - self.speed_up * (1 + MARGIN) * extra
+        value[extra > plan.allowance] = -np.inf
+        value[0] = 0.0
+        return 1 + int(np.argmax(value))
+
     def choose(
         self, plans: Sequence[RequestPlan], drafts: Sequence[str], proposals: Sequence[Proposal]
     ) -> list[Choice]:
         """Sizes of the proposals' prefixes to verify, for all requests of the step together.
 
-        drafts: whose proposal it is, "" for nobody's (a root alone). Proposals are in order of probability, parents first.
+        drafts: whose proposal it is, "" for nobody's (a root alone). Proposals are in order of probability, parents first; trees
+        drawn with fresh randomness are verified whole (leaving out what was drawn would be biased): see `budget`.
         """
-        gains, owners, caps = [], [], []
+        gains, owners, ranks, caps, fixed = [], [], [], [], 0
         limit = sum(len(proposal.tree) for proposal in proposals) - len(plans)
         if not limit:
             self._handled = self._clock() - self._began - self._called
             return [Choice(1, self._reason(1, *pair, 0)) for pair in zip(drafts, proposals, strict=True)]
         extra = self._extra_seconds(limit)
         for i, (plan, draft, proposal) in enumerate(zip(plans, drafts, proposals, strict=True)):
-            size = len(proposal.tree)
-            cap = size - 1
-            if size > 1:
+            cap = len(proposal.tree) - 1
+            whole = proposal.tree.drawn not in PRUNABLE
+            if cap and not whole:
                 covered = np.searchsorted(extra * self.rate, plan.allowance, side="right") - 1
                 cap = min(cap, int(covered))
             caps.append(cap)
             if cap > 0:
+                estimate = self.estimate(plan, draft, proposal)[1:]
+                self._profiles.setdefault(draft, GainProfile()).observe(estimate)
                 # The order of the tree is kept even where estimates say otherwise: a child is never before its parent.
-                gains.append(np.minimum.accumulate(self.estimate(plan, draft, proposal)[1 : cap + 1]))
+                gains.append(estimate if whole else np.minimum.accumulate(estimate[:cap]))
                 owners.append(np.full(cap, i))
+                ranks.append(np.full(cap, np.inf) if whole else gains[-1])
+                fixed += cap if whole else 0
         sizes, probes = np.ones(len(plans), dtype=np.int64), set[int]()
         if gains:
             gain, owner = np.concatenate(gains), np.concatenate(owners)
-            order = np.argsort(-gain, kind="stable")
+            order = np.argsort(-np.concatenate(ranks), kind="stable")
             value = np.concatenate(([0.0], np.cumsum(gain[order])))
             price = self.rate * self.speed_up * (1 + MARGIN) * extra[: len(value)]
-            best = int(np.argmax(value - price))
+            best = fixed + int(np.argmax((value - price)[fixed:]))
             sizes += np.bincount(owner[order[:best]], minlength=len(plans))
             share = self.rate * float(extra[best]) / best if best else 0.0
             expected = np.bincount(owner[order[:best]], gain[order[:best]], minlength=len(plans))
@@ -207,7 +215,7 @@ class Planner:
             probes = self._probe(plans, sizes, caps, extra)
         self._handled = self._clock() - self._began - self._called
         return [
-            Choice(size, TRIED if i in probes else self._reason(size, draft, proposal, cap))
+            Choice(size, why.TRIED if i in probes else self._reason(size, draft, proposal, cap))
             for i, (size, draft, proposal, cap) in enumerate(
                 zip(sizes.tolist(), drafts, proposals, caps, strict=True)
             )
@@ -284,9 +292,9 @@ class Planner:
 
     def _reason(self, size: int, draft: str, proposal: Proposal, cap: int) -> str:
         if size > 1:
-            return CHAIN if proposal.tree.prefix(size).is_chain else TREE
+            return why.CHAIN if proposal.tree.prefix(size).is_chain else why.TREE
         if not draft:
-            return BASE if self._baseline else UNASKED
+            return why.BASE if self._baseline else why.UNASKED
         if len(proposal.tree) == 1:
-            return EMPTY
-        return UNCOVERED if cap < 1 else UNPAID
+            return why.EMPTY
+        return why.UNCOVERED if cap < 1 else why.UNPAID

@@ -1,14 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the planner (planner.py) knows of one request."""
+"""What the planner (planner.py) knows of one request, and what it decides for it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from .acceptance import Calibration
 
 ALLOWANCE = 1.0  # tokens of time that a request owns at first
 MEMORY = 32  # calls that the benefit of a draft is averaged over
+
+TREE, CHAIN = "a tree pays", "a chain pays"
+BASE = "a plain step, to know what it costs"
+TRIED = "a few nodes are tried"
+EMPTY, UNPAID = "the draft had nothing to say", "no node was worth its time"
+UNCOVERED, UNASKED = "no allowance left for a tree", "no draft was worth its time"
+
+
+class Choice(NamedTuple):
+    """Nodes to verify, the root included, and why."""
+
+    size: int
+    reason: str
 
 
 @dataclass

@@ -10,7 +10,8 @@ from pyspec.engine.statistics import PhaseSeconds, Statistics, StepRecord
 from pyspec.trees import TokenTree
 from pyspec.trees.cost import CostTable
 from pyspec.trees.online import LinearCost, StepCost
-from pyspec.trees.planner import CHAIN, UNASKED, Planner, RequestPlan
+from pyspec.trees.planner import Planner
+from pyspec.trees.request_plan import CHAIN, UNASKED, RequestPlan
 
 
 def test_explanation_of_a_run() -> None:

@@ -10,21 +10,11 @@ import pytest
 from planner_world import World
 
 from pyspec.drafts import Proposal
-from pyspec.trees import TokenTree
+from pyspec.trees import Drawn, TokenTree
 from pyspec.trees.cost import CostTable
 from pyspec.trees.online import LinearCost, StepCost
-from pyspec.trees.planner import (
-    CHAIN,
-    CREDIT,
-    EMPTY,
-    TREE,
-    UNASKED,
-    UNCOVERED,
-    UNPAID,
-    Planner,
-    RequestPlan,
-)
-from pyspec.trees.request_plan import ALLOWANCE
+from pyspec.trees.planner import CREDIT, Planner
+from pyspec.trees.request_plan import ALLOWANCE, CHAIN, EMPTY, TREE, UNASKED, UNCOVERED, UNPAID, RequestPlan
 
 
 def flat(n: int) -> float:
@@ -121,6 +111,37 @@ def test_a_batch_gives_nodes_to_those_whose_drafts_are_right() -> None:
     assert first.size == 9
     assert (second.size, second.reason) == (1, UNPAID)
     assert first.reason == CHAIN
+
+
+def test_drawn_trees_are_verified_whole_and_sized_before() -> None:
+    planner = Planner(StepCost(CostTable((1, 65), (0,), ((1.0, 7.4),))))  # a node costs a tenth of a token
+    plan = RequestPlan()
+    hopeless = np.float32([1, 0.01, 0.01, 0.01, 0.01])
+    tree = TokenTree(np.int32([0, 1, 2, 3, 4]), np.int32([-1, 0, 0, 0, 0]), Drawn.HYBRID)
+    planner.begin([plan, plan], [0, 0])
+    assert planner.budget(plan, "d", 40) > 4
+    first, second = planner.choose([plan, plan], ["d", ""], [Proposal(tree, hopeless), Proposal.root(0)])
+    assert (first.size, second.size) == (5, 1)
+    for _ in range(40):
+        plan.allowance = 8.0
+        planner.begin([plan], [0])
+        (choice,) = planner.choose([plan], ["d"], [Proposal(tree, hopeless)])
+        planner.observe(plan, "d", Proposal(tree, hopeless), [0])
+        assert choice.size == 5
+    planner.begin([plan], [0])
+    assert planner.budget(plan, "d", 40) == 1
+    chain = Proposal(TokenTree.chain([0] * 9), np.float32(0.95) ** np.arange(9, dtype=np.float32))
+    for _ in range(40):
+        plan.allowance = 8.0
+        planner.begin([plan], [0])
+        planner.choose([plan], ["e"], [chain])
+        planner.observe(plan, "e", chain, list(range(9)))
+    planner.begin([plan], [0])
+    assert planner.budget(plan, "e", 9) == 9
+    assert planner.budget(plan, "e", 4) == 4
+    plan.allowance = 0.35
+    assert planner.budget(plan, "e", 9) == 4
+    assert planner.budget(plan, "e", 1) == 1
 
 
 def test_slow_moments_do_not_flip_the_choice() -> None:
