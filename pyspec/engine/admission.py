@@ -115,6 +115,8 @@ class Admission:
         vocab = self._config.vocab_size
         if params.top_k > vocab:
             raise ValueError(f"LLM: top_k must be in [0, {vocab}], got {params.top_k}")
+        if (params.logprobs or 0) > vocab:
+            raise ValueError(f"LLM: logprobs must be in [0, {vocab}], got {params.logprobs}")
         named = {
             "logit_bias": dict(params.logit_bias), "banned_tokens": params.banned_tokens,
             "allowed_tokens": params.allowed_tokens, "stop_token_ids": params.stop_token_ids,
