@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from test_sampling_parameters import END, EXECUTOR, LETTERS, PROMPTS, bits, foresee
+from tiny import tiny_checkpoint
 
 from pyspec import UnsupportedError
 from pyspec.engine import LLM, Completion, Grammar, SamplingParams
@@ -280,3 +281,12 @@ def test_executors_without_kernels_refuse_before_anything_runs(
     ):
         llm.generate(PROMPTS[0], SamplingParams(max_tokens=3, **options))
     assert len(llm.generate(PROMPTS[0], SamplingParams(max_tokens=3, stop_token_ids=[END]))) == 1
+
+
+def test_a_vocabulary_smaller_than_the_logprobs_asked_for(tmp_path: Path) -> None:
+    path = tiny_checkpoint("llama", tmp_path / "small", vocab_size=16, bos_token_id=0, eos_token_id=1)
+    small = LLM(path, executor=EXECUTOR, max_context=32, calibrate=False)
+    with pytest.raises(ValueError, match=r"^LLM: logprobs must be in \[0, 16\], got 17"):
+        small.generate([[2, 3]], SamplingParams(max_tokens=3, logprobs=17))
+    done = small.generate([[2, 3]], SamplingParams(max_tokens=3, logprobs=16, ignore_eos=True))[0]
+    assert [len(top) for top in done.top_logprobs or ()] == [16] * 3
