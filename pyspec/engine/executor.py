@@ -27,10 +27,16 @@ class Weights(dict[str, Tensor | QuantTensor]):
     def __init__(self, load: Callable[[str], Tensor | QuantTensor]) -> None:
         super().__init__()
         self._load = load
+        self._others: dict[str, Callable[[str], Tensor | QuantTensor]] = {}
         self.packed: dict[Any, Tensor] = {}
 
+    def add(self, prefix: str, load: Callable[[str], Tensor | QuantTensor]) -> None:
+        """Names `prefix.NAME` are load(NAME): a draft's own weights beside those that it shares."""
+        self._others[prefix] = load
+
     def __missing__(self, name: str) -> Tensor | QuantTensor:
-        self[name] = weight = self._load(name)
+        prefix, _, rest = name.partition(".")
+        self[name] = weight = self._others[prefix](rest) if prefix in self._others else self._load(name)
         return weight
 
 
@@ -57,8 +63,11 @@ class Executor(Protocol):
     def taps(self) -> Tensor:
         """[T, taps * hidden] f32: read("taps"), of a decoder with taps."""
 
-    def verify(self, num_logprobs: int) -> Verified:
-        """Walk the batch's trees with the logits of the last run, and move the accepted nodes' KV to where plain decoding has it."""
+    def verify(self, num_logprobs: int | None) -> Verified:
+        """Walk the batch's trees with the logits of the last run, and move the accepted nodes' KV to where plain decoding has it.
+
+        num_logprobs: how many of the likeliest tokens' logprobs beside the emitted ones'; None: none of either.
+        """
 
     def refusal(self, edits: bool, typical: bool) -> str:
         """Why requests that edit their logits (see edits.py), or with typical_p, cannot run; empty if they can."""
@@ -105,7 +114,7 @@ class SpecExecutor:
     def wait(self) -> None:
         """run() returns when it is done."""
 
-    def verify(self, num_logprobs: int) -> Verified:
+    def verify(self, num_logprobs: int | None) -> Verified:
         return verify_on_host(self._batch, self.logits(), self._commit, num_logprobs)
 
     def refusal(self, edits: bool, typical: bool) -> str:

@@ -11,12 +11,13 @@ import torch
 
 from pyspec.models.checkpoint import Checkpoint
 from pyspec.models.config import weight_shapes
-from pyspec.models.fields import require
+from pyspec.models.fields import Fields, require
 from pyspec.models.hf_config import config_from_hf, token_ids
 from pyspec.models.quant_formats import QuantTensor
 from pyspec.models.safetensors_folder import FLOATS, MAX_JSON_BYTES, check_tensor, open_tensors, read_json
 from pyspec.models.tokenizer import Tokenizer, tokenizer_from_json
 
+MAX_APPENDED = 16  # no model has more MTP modules
 # A decoder layer's weights, by canonical name, as transformers calls them.
 LAYER_NAMES = {
     "attn_norm": "input_layernorm.weight",
@@ -67,18 +68,20 @@ class HFCheckpoint(Checkpoint):
         generation = self.path / "generation_config.json"
         eos = read_json(generation).get("eos_token_id") if generation.exists() else None
         try:
-            self.config = config_from_hf(read_json(self.path / "config.json"), token_ids(eos, "eos_token_id"))
+            raw = read_json(self.path / "config.json")
+            self.config = config_from_hf(raw, token_ids(eos, "eos_token_id"))
+            appended = Fields("config", raw).integer("num_nextn_predict_layers", 0)
         except ValueError as error:
             raise ValueError(f"{error} (folder {self.path})") from None
         self._stored = open_tensors(self.path)
-        self._weights = self._find_weights()
+        self._weights = self._find_weights(min(appended, MAX_APPENDED))
         tokens = self.path / "tokenizer_config.json"
         described = read_json(tokens) if tokens.exists() else {}
         self.chat_template = self._find_template(described.get("chat_template"))
         self.template_tokens = _template_tokens(described)
 
-    def _find_weights(self) -> dict[str, str]:
-        """Canonical name -> stored name, with every shape and dtype checked."""
+    def _find_weights(self, appended: int) -> dict[str, str]:
+        """Canonical name -> stored name, with every shape and dtype checked. appended: MTP modules stored as further layers."""
         holding = (roots for roots in _ROOTS if f"{roots[0]}embed_tokens.weight" in self._stored)
         root, head = next(holding, _ROOTS[0])
         top = {"embed": f"{root}embed_tokens", "final_norm": f"{root}norm", "lm_head": head}
@@ -92,9 +95,14 @@ class HFCheckpoint(Checkpoint):
                 stored = f"{root}layers.{i}.{layer[part]}"
             check_tensor(self._stored, stored, shape, FLOATS, f"checkpoint {self.path}")
             found[name] = stored
-        known = set(found.values())
+        known, layers = set(found.values()), self.config.num_layers
+        modules = tuple(f"{root}layers.{layers + i}." for i in range(appended))
         for stored in self._stored:
-            inside = stored.startswith(f"{root}layers.") and not stored.endswith("rotary_emb.inv_freq")
+            inside = (
+                stored.startswith(f"{root}layers.")
+                and not stored.startswith(modules)
+                and not stored.endswith("rotary_emb.inv_freq")
+            )
             rule = f"weights of {self.config.architecture}"
             require(not inside or stored in known, "tensors", rule, stored, f"checkpoint {self.path}")
         return found
