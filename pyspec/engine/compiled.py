@@ -86,7 +86,7 @@ class CompiledExecutor:
     def wait(self) -> None:
         """run() returns when it is done."""
 
-    def verify(self, num_logprobs: int) -> Verified:
+    def verify(self, num_logprobs: int | None) -> Verified:
         return verify_on_host(self._batch, self.logits(), self._commit, num_logprobs)
 
     def refusal(self, edits: bool, typical: bool) -> str:

@@ -23,7 +23,7 @@ from pyspec.engine.executor import Weights
 from pyspec.engine.graphs import Graphs
 from pyspec.engine.kv_pages import KVCache
 from pyspec.engine.padded_batch import INPUTS_OF_VERIFY, PaddedBatch
-from pyspec.engine.verification import Verified
+from pyspec.engine.verification import Verified, logprob_options
 from pyspec.errors import UnsupportedError
 from pyspec.models.program import Program
 
@@ -81,7 +81,7 @@ class GpuExecutor:
     def taps(self) -> Tensor:
         return self.read("taps")
 
-    def verify(self, num_logprobs: int) -> Verified:
+    def verify(self, num_logprobs: int | None) -> Verified:
         batch, edited = self._padded, self._edit()
         body = partial(self._walk, self._call, num_logprobs, edited)
         key = ("walk", *batch.sizes[1:], num_logprobs, edited is not None)
@@ -132,10 +132,10 @@ class GpuExecutor:
         self._edited[: batch.R] = self._call("edit_logits", self._logits[: batch.R], *sent)
         return self._edited[: self._padded.R]
 
-    def _walk(self, call: Call, num_logprobs: int, edited: Tensor | None = None) -> tuple[Tensor, ...]:
+    def _walk(self, call: Call, num_logprobs: int | None, edited: Tensor | None = None) -> tuple[Tensor, ...]:
         """Walk every tree and move the KV of accepted nodes in every layer; a path of 0, 1, 2 ... moves onto itself."""
         inputs, logits = self._padded.inputs(), self._logits[: self._padded.R]
-        options = {"max_path": self._longest_path, "num_logprobs": num_logprobs}
+        options = {"max_path": self._longest_path, **logprob_options(num_logprobs)}
         arguments = [inputs[name] for name in INPUTS_OF_VERIFY]
         results = call("verify_tree", logits, *arguments, edited, **options)
         path, path_len, *_ = results

@@ -58,7 +58,8 @@ class Runner:
 
     def _emit(self, works: list[Work], proposals: dict[Request, Proposal]) -> None:
         """Walk the trees and hand what their nodes emit to the requests; the executor compacts the cache behind them."""
-        wanted = max((work.request.params.logprobs or 0) for work in works if work.logit_rows)
+        asked = [work.request.params.logprobs for work in works if work.logit_rows]
+        wanted = max((n for n in asked if n is not None), default=None)
         path, path_len, emitted, logprobs, top_tokens, top_logprobs = self._executor.verify(wanted)
         now = time.perf_counter()
         for b, work in enumerate(works):

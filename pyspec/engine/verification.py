@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,14 +26,19 @@ class Verified(NamedTuple):
     top_logprobs: NDArray[np.float32]
 
 
+def logprob_options(num_logprobs: int | None) -> dict[str, Any]:
+    """Options of verify_tree and verify_drawn. None: no logprobs at all, which saves a pass over every row that is walked."""
+    return {"num_logprobs": num_logprobs or 0, "with_logprobs": num_logprobs is not None}
+
+
 def verify_on_host(
-    batch: StepBatch, logits: Tensor, commit: Callable[[Tensor, Tensor], None], num_logprobs: int
+    batch: StepBatch, logits: Tensor, commit: Callable[[Tensor, Tensor], None], num_logprobs: int | None
 ) -> Verified:
     """Walk the batch's trees; commit(path, path_len) is called if some path does not lie where it belongs already."""
     trees = batch.trees()
     edits = batch.edits.arguments(logits.size(1), *trees[:3])
     args = trees if edits is None else (*trees, ops.edit_logits(logits, *edits))
-    walked = ops.verify_tree(logits, *args, max_path=batch.longest_path, num_logprobs=num_logprobs)
+    walked = ops.verify_tree(logits, *args, max_path=batch.longest_path, **logprob_options(num_logprobs))
     verified = Verified(*(out.numpy() for out in walked))
     in_place = np.arange(verified.path.shape[1], dtype=np.int32)
     moved = ((verified.path != in_place) & (verified.path >= 0)).any(axis=1)
