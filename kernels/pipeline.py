@@ -18,13 +18,11 @@ import triton.language as tl
 from pyspec.spec import noise as noise_law
 from pyspec.spec import pipeline as law
 
-from .noise import exp2, exponential, log
+from .noise import exp2
 
 _LOG2E = tl.constexpr(noise_law.LOG2E)
 _TINY = tl.constexpr(law.TINY)
-_GREEDY_BELOW = tl.constexpr(law.GREEDY_BELOW)
 _INF = tl.constexpr(float("inf"))
-_MAX_GUMBEL = tl.constexpr(23.0)  # above the largest noise, that of word 0: 22.88
 _LOWEST_KEY = tl.constexpr(-0x7F800001)  # of -inf
 _HIGHEST_KEY = tl.constexpr(0x7FFFFFFF)
 _SUM_BLOCK = tl.constexpr(8 * law.LANES)  # tokens that `fold_lanes` takes at once
@@ -275,27 +273,6 @@ def cut_mass(row_ptr, vocab, best, infinite, cut_key, cut_id, inv_t, top_p, BLOC
 
 
 @triton.jit
-def draw(
-    row_ptr, vocab, best, infinite, cut_key, cut_id, inv_t, floor, seed, stream, position, BLOCK: tl.constexpr
-):
-    """argmax of d + noise over the kept tokens with d >= floor, ties to the lowest id."""
-    winner = tl.full([], 0, tl.int32)
-    most = tl.full([], -_INF, tl.float64)
-    for start in range(0, vocab, BLOCK):
-        ids = start + tl.arange(0, BLOCK)
-        z = load_row(row_ptr, ids, vocab, infinite, True)
-        d = (z.to(tl.float64) - best) * inv_t
-        d = tl.where(kept(order_key(z), ids, cut_key, cut_id) & (d >= floor), d, -_INF)
-        if tl.max(d, axis=0) + _MAX_GUMBEL >= most:
-            score = d - log(exponential(start, seed, stream, position, BLOCK))
-            top = tl.max(score, axis=0)
-            first = tl.min(tl.where(score == top, ids, _HIGHEST_KEY), axis=0)
-            winner = tl.where(top > most, first, winner)
-            most = tl.maximum(most, top)
-    return winner
-
-
-@triton.jit
 def first_in_order(
     row_ptr, scratch_ptr, vocab, infinite, num, CLEAN: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr
 ):
@@ -319,52 +296,6 @@ def first_in_order(
     keys = tl.where(place < num, ((-1 - keys) << 32) | ids.to(tl.int64), 0x7FFFFFFFFFFFFFFF)
     keys = tl.sort(keys)
     return (keys & 0xFFFFFFFF).to(tl.int32), key_value((-1 - (keys >> 32)).to(tl.int32))
-
-
-@triton.jit
-def pick(
-    row_ptr, vocab, position, temperature, top_k, top_p, min_p, typical_p, seed, stream,
-    token_ptr, logprob_ptr, top_tokens_ptr, top_logprobs_ptr, num, LOGPROBS: tl.constexpr,
-    SIZE: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """One row's token, its logprob, and the first num <= SIZE tokens in order with theirs (SIZE 0: none).
-
-    typical-p is refused before a launch where its values can be read; where they could not be, a row that
-    asks for it has no law.
-    """
-    best, token, infinite = first_best(row_ptr, vocab, BLOCK)
-    alive = (best != -_INF) & (typical_p >= 1)
-    token = tl.where(alive, token, 0)
-    centre = tl.where(best != -_INF, best, 0.0).to(tl.float64)
-    everything = tl.full([], _LOWEST_KEY, tl.int32)
-    log_sum = tl.full([], 0.0, tl.float64)
-    if LOGPROBS:
-        log_sum = log(sum_exp2(row_ptr, vocab, centre, infinite, _LOG2E, everything, vocab))
-    if SIZE > 0:
-        ids, values = first_in_order(row_ptr, top_tokens_ptr, vocab, infinite, num, True, SIZE, BLOCK)
-        place = tl.arange(0, SIZE)
-        logprobs = (values.to(tl.float64) - centre - log_sum).to(tl.float32)
-        tl.store(top_tokens_ptr + place, tl.where(alive, ids, place), mask=place < num)
-        tl.store(top_logprobs_ptr + place, tl.where(alive, logprobs, float("nan")), mask=place < num)
-    if alive & (temperature >= _GREEDY_BELOW):
-        inv_t = 1.0 / temperature.to(tl.float64)
-        cut_key, cut_id = everything, vocab
-        if top_k > 0:
-            cut_key, cut_id = cut_count(row_ptr, vocab, infinite, top_k, True, BLOCK)
-        if top_p < 1:
-            cut_key, cut_id = cut_mass(
-                row_ptr, vocab, centre, infinite, cut_key, cut_id, inv_t, top_p.to(tl.float64), BLOCK
-            )
-        floor = tl.where(min_p >= _TINY, log(tl.maximum(min_p, _TINY).to(tl.float64)), -_INF)
-        token = draw(
-            row_ptr, vocab, centre, infinite, cut_key, cut_id, inv_t, floor, seed, stream, position, BLOCK
-        )
-    tl.store(token_ptr, token)
-    logprob = tl.full([], 0.0, tl.float32)
-    if LOGPROBS:
-        value = load_row(row_ptr, token, vocab, infinite, True).to(tl.float64)
-        logprob = (value - centre - log_sum).to(tl.float32)
-    tl.store(logprob_ptr, tl.where(alive, logprob, float("nan")))
 
 
 @triton.jit

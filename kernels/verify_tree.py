@@ -12,19 +12,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pyspec.spec.pipeline import limit_of_gpus
-
 from .aot import AotCase
 from .dots import rows
-from .pipeline import OPTIONS, pick, pick_config, request_of, sort_size
+from .pick import pick
+from .pipeline import OPTIONS, pick_config, request_of, sort_size
 from .sample import LAW_TYPES
 
 
 @triton.jit(do_not_specialize=["num", "requests"])
 def pick_nodes_kernel(
-    logits_ptr, parents_ptr, cu_t_ptr, position_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr,
+    logits_ptr, edited_ptr, parents_ptr, cu_t_ptr, position_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr,
     typical_p_ptr, seed_ptr, stream_ptr, token_ptr, logprob_ptr, top_tokens_ptr, top_logprobs_ptr, vocab, num,
-    requests, logits_stride_t, LOGPROBS: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr,
+    requests, logits_stride_t, edited_stride_t, LOGPROBS: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr,
     BLOCK_B: tl.constexpr, PLANTED_BUG: tl.constexpr = "",
 ):  # fmt: skip
     """One node: its depth gives the position of the token to pick."""
@@ -37,12 +36,14 @@ def pick_nodes_kernel(
     while parent >= 0:
         position += 0 if PLANTED_BUG == "root's position" else 1
         parent = tl.load(parents_ptr + begin + parent)
+    if edited_ptr is not None:
+        edited_ptr += t * edited_stride_t
     pick(
-        logits_ptr + t * logits_stride_t, vocab, position, tl.load(temperature_ptr + b),
+        logits_ptr + t * logits_stride_t, edited_ptr, vocab, position, tl.load(temperature_ptr + b),
         tl.load(top_k_ptr + b),
         tl.load(top_p_ptr + b), tl.load(min_p_ptr + b), tl.load(typical_p_ptr + b), tl.load(seed_ptr + b),
         tl.load(stream_ptr + b), token_ptr + t, logprob_ptr + t, top_tokens_ptr + t * num,
-        top_logprobs_ptr + t * num, num, LOGPROBS, SIZE, BLOCK,
+        top_logprobs_ptr + t * num, num, LOGPROBS, SIZE, BLOCK, PLANTED_BUG,
     )  # fmt: skip
 
 
@@ -86,11 +87,6 @@ def walk_kernel(
     tl.store(path_len_ptr + b, length)
 
 
-def limit(sizes: dict[str, int], *args: Tensor, **kwargs: int) -> str | None:
-    """Why these kernels cannot run the call."""
-    return limit_of_gpus(args[9], args[12] if len(args) > 12 else None)
-
-
 def verify_tree(
     logits: Tensor, tokens: Tensor, parents: Tensor, cu_t: Tensor, position: Tensor, temperature: Tensor,
     top_k: Tensor, top_p: Tensor, min_p: Tensor, typical_p: Tensor, seed: Tensor, stream: Tensor,
@@ -98,13 +94,23 @@ def verify_tree(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """path, path_len, emitted, logprobs, top_tokens, top_logprobs of every request."""
     laws = (position, temperature, top_k, top_p, min_p, typical_p, seed, stream)
-    return _launch(logits, tokens, parents, cu_t, laws, max_path, num_logprobs, with_logprobs=with_logprobs)
+    return _launch(
+        logits,
+        tokens,
+        parents,
+        cu_t,
+        laws,
+        max_path,
+        num_logprobs,
+        edited=edited,
+        with_logprobs=with_logprobs,
+    )
 
 
 def _launch(
     logits: Tensor, tokens: Tensor, parents: Tensor, cu_t: Tensor, laws: tuple[Tensor, ...], max_path: int,
     num: int,
-    bug: str = "",
+    bug: str = "", edited: Tensor | None = None,
     with_logprobs: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     (t, vocab), b = logits.shape, cu_t.size(0) - 1
@@ -116,10 +122,10 @@ def _launch(
     )  # fmt: skip
     parents, cu_t = parents.contiguous(), cu_t.contiguous()
     if t:
-        c, logits = pick_config(vocab), rows(logits)
+        c, logits, edited = pick_config(vocab), rows(logits), None if edited is None else rows(edited)
         pick_nodes_kernel[(t,)](
-            logits, parents, cu_t, *(law.contiguous() for law in laws), *picked, vocab, num, b,
-            logits.stride(0), LOGPROBS=with_logprobs, SIZE=sort_size(num), BLOCK=c.block,
+            logits, edited, parents, cu_t, *(law.contiguous() for law in laws), *picked, vocab, num, b,
+            logits.stride(0), 0 if edited is None else edited.stride(0), LOGPROBS=with_logprobs, SIZE=sort_size(num), BLOCK=c.block,
             BLOCK_B=triton.next_power_of_2(b), PLANTED_BUG=bug, num_warps=c.num_warps, **OPTIONS,
         )  # fmt: skip
     if b:
@@ -144,12 +150,14 @@ def aot_cases() -> list[AotCase]:
         law_types = {f"{name}_ptr": kind for name, kind in LAW_TYPES.items()}
         nodes = {"LOGPROBS": True, "BLOCK": c.block, "BLOCK_B": 8, **constants}
         signature = {
-            "logits_ptr": "*fp32", "parents_ptr": "*i32", "cu_t_ptr": "*i32", "position_ptr": "*i32",
+            "logits_ptr": "*fp32", "edited_ptr": "*fp32", "parents_ptr": "*i32", "cu_t_ptr": "*i32", "position_ptr": "*i32",
             **law_types, **picked,
-            "vocab": "i32", "num": "i32", "requests": "i32", "logits_stride_t": "i32",
+            "vocab": "i32", "num": "i32", "requests": "i32", "logits_stride_t": "i32", "edited_stride_t": "i32",
             "LOGPROBS": "constexpr", "SIZE": "constexpr", "BLOCK": "constexpr", "BLOCK_B": "constexpr",
             "PLANTED_BUG": "constexpr",
         }  # fmt: skip
+        if not num:
+            signature["edited_ptr"], nodes["edited_ptr"] = "constexpr", None
         cases.append(
             AotCase(
                 f"verify_tree-nodes-N{num}",

@@ -24,7 +24,6 @@ Picked sample(const at::Tensor& logits, const at::Tensor& positions, const at::T
   const LawTensors law(check, T, "positions", positions, temperature, top_k, top_p, min_p, typical_p, seed,
                        stream);
   if (edited_) check.tensor("edited", *edited_, {T, V}, {at::kFloat});
-  check.value(kPlace == Place::kCpu || !edited_, "edited", "None (kernels of GPUs pick from logits)", "rows");
   law.check_ranges(check, V.size, num_logprobs, with_logprobs, kPlace);
   const at::Tensor rows = logit_rows(logits), edited = logit_rows(edited_);
   at::Tensor token = at::empty({T.size}, positions.options());

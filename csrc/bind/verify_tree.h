@@ -67,7 +67,6 @@ Walked verify_tree(const at::Tensor& logits, const at::Tensor& tokens, const at:
   const LawTensors law(check, B, "position", position, temperature, top_k, top_p, min_p, typical_p, seed,
                        stream);
   if (edited_) check.tensor("edited", *edited_, {T, V}, {at::kFloat});
-  check.value(kPlace == Place::kCpu || !edited_, "edited", "None (kernels of GPUs pick from logits)", "rows");
   law.check_ranges(check, V.size, num_logprobs, with_logprobs, kPlace);
   const at::Tensor node_tokens = tokens.contiguous(), node_parents = parents.contiguous(),
                    offsets = cu_t.contiguous();

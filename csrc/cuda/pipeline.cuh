@@ -4,14 +4,15 @@
 //
 // A block reads its row from memory once, and again from L2 (1 MB at V = 262144) for every further pass.
 // Passes: the largest logit; the sum for the logprob; one for top-k, top-p's head and the most likely tokens
-// together; top-p's sum where there is no top-k; the draw, unless the tokens that are left stand in a list.
+// together; top-p's sum where there is no top-k; 18 for typical-p; the draw, unless the tokens that are left
+// stand in a list. An edited row has the first of these to itself.
 // The sums are chains of V / 32 float64 additions, about 8 cycles each: 40 us at V = 262144, hidden behind
 // the exponentials of the other warps.
 #pragma once
 
 #include <cstdint>
 
-#include "cuda/filters.cuh"
+#include "cuda/typical.cuh"
 
 namespace pyspec::cuda {
 
@@ -34,18 +35,20 @@ struct Pick {
 // The largest d + noise of the tokens considered; ties to the lowest id.
 class Draw {
  public:
-  // Begins with the likeliest token in every thread: what cannot beat it is passed over.
-  __device__ Draw(const Row& row, const Noise& noise, double inv_t, double floor)
+  // Begins with the likeliest token in every thread, which typical-p alone can have dropped: what cannot beat
+  // it is passed over.
+  __device__ Draw(const Row& row, const Noise& noise, double inv_t, double floor, const Interval& interval)
       : noise_(noise),
         inv_t_(inv_t),
         floor_(floor),
+        interval_(interval),
         row_(row),
-        score_(gumbel(noise.word(row.argmax()))),
+        score_(interval.keeps(0) ? gumbel(noise.word(row.argmax())) : -double(kInfinity)),
         id_(row.argmax()) {}
 
   __device__ void consider(float z, int64_t id, uint32_t word) {
     const double d = row_.centred(z) * inv_t_;
-    if (d < floor_ || d + gumbel_bound(word) < score_) return;
+    if (d < floor_ || d + gumbel_bound(word) < score_ || !interval_.keeps(row_.centred(z))) return;
     const double score = d + gumbel(word);
     if (score > score_ || (score == score_ && id < id_)) {
       score_ = score;
@@ -85,6 +88,7 @@ class Draw {
  private:
   const Noise& noise_;
   double inv_t_, floor_;
+  const Interval& interval_;
   const Row& row_;
   double score_;
   int64_t id_;
@@ -112,8 +116,15 @@ __device__ inline int32_t draw(const Row& row, const Law& law, int64_t position,
                                    : lane_sum(row, s, weights);
     kept = top_p_kept(weights, law.top_p, total, listed, short_k || listed < head, s);
   }
+  const double floor = law.min_p >= 0x1p-126f ? log_positive(law.min_p) : -double(kInfinity);
+  Interval interval;
+  if (law.typical_p < 1) {
+    const double lowest = PYSPEC_PLANTED(8) ? -double(kInfinity) : floor;
+    interval = typical({row, inv_t, scale, lowest, kept.last}, law.typical_p, s);
+    kept.listed = 0;  // the list has been written over
+  }
   const Noise noise(law.seed, law.stream, position);
-  Draw tokens(row, noise, inv_t, law.min_p >= 0x1p-126f ? log_positive(law.min_p) : -double(kInfinity));
+  Draw tokens(row, noise, inv_t, floor, interval);
   if (kept.listed > 0) {
     tokens.from_list(s.lists.keys, kept.listed);
   } else {
@@ -122,40 +133,64 @@ __device__ inline int32_t draw(const Row& row, const Law& law, int64_t position,
   return tokens.winner(s);
 }
 
-// The pick from a row at an absolute position. Every thread returns the token; outputs are written.
-// typical-p is refused before a launch where its values can be read; where they could not be, a row that asks
-// for it has no law.
-__device__ inline int32_t pick(const float* logits, int64_t vocab, int64_t position, const Law& law,
-                               bool with_logprobs, int64_t num_logprobs, const Pick& out, Scratch& s) {
-  const Row row(logits, vocab, s);
-  const int t = int(threadIdx.x);
-  if (row.dead() || law.typical_p < 1) {
-    const float nan = __uint_as_float(0x7fc00000u);
-    if (t == 0) *out.token = 0;
-    if (t == 0) *out.logprob = nan;
-    for (int64_t i = t; i < num_logprobs; i += kThreads) {
-      out.top_tokens[i] = int32_t(i);
-      out.top_logprobs[i] = nan;
-    }
-    return 0;
-  }
-  const double raw_sum = with_logprobs ? lane_sum(row, s, Weights{row, kLog2e, kNoKey}) : 0;
-  const double log_sum = with_logprobs ? log_positive(raw_sum) : 0;
-  // One pass gives the most likely tokens, top-k's and the head in which top-p usually ends.
-  const bool greedy = law.temperature < kGreedyBelow;
-  const int head = greedy ? 0 : law.lists_k(vocab) ? law.top_k : law.top_p < 1 ? kHead : 0;
-  const int wanted = head > num_logprobs ? head : int(num_logprobs);
-  const int found = wanted > 0 ? select_first(row, wanted, s) : 0;
-  for (int64_t i = t; i < num_logprobs; i += kThreads) {
+// The first tokens of a row, which stand in the lists, with their logprobs.
+__device__ inline void report_first(const Row& row, double log_sum, int64_t num_logprobs, const Pick& out,
+                                    const Scratch& s) {
+  for (int64_t i = threadIdx.x; i < num_logprobs; i += kThreads) {
     const uint64_t key = s.lists.keys[i];
     out.top_tokens[i] = key_id(key);
     out.top_logprobs[i] = float(row.centred(key_value(key)) - log_sum);
   }
-  const int32_t token = greedy ? row.argmax() : draw(row, law, position, head, found, raw_sum, s);
-  if (t == 0) {
-    *out.token = token;
-    *out.logprob = with_logprobs ? float(row.centred(row.value(token)) - log_sum) : 0.0f;
+}
+
+// What a pick reports where a row has no law: of the edited and the raw one.
+__device__ inline void report_nothing(int32_t token, int64_t num_logprobs, const Pick& out) {
+  const float nan = __uint_as_float(0x7fc00000u);
+  if (threadIdx.x == 0) *out.token = token;
+  if (threadIdx.x == 0) *out.logprob = nan;
+  for (int64_t i = threadIdx.x; i < num_logprobs; i += kThreads) {
+    out.top_tokens[i] = int32_t(i);
+    out.top_logprobs[i] = nan;
   }
+}
+
+// The pick from a row, or from `edited` if it is not null, at an absolute position. Every thread returns the
+// token; outputs are written.
+__device__ inline int32_t pick(const float* logits, const float* edited, int64_t vocab, int64_t position,
+                               const Law& law, bool with_logprobs, int64_t num_logprobs, const Pick& out,
+                               Scratch& s) {
+  const bool reports = with_logprobs && !edited;  // of the row picked from
+  const int64_t reported = reports ? num_logprobs : 0;
+  const Row row(edited && !PYSPEC_PLANTED(10) ? edited : logits, vocab, s);
+  if (row.dead()) {
+    report_nothing(0, num_logprobs, out);
+    return 0;
+  }
+  const double raw_sum = reports ? lane_sum(row, s, Weights{row, kLog2e, kNoKey}) : 0;
+  const double log_sum = reports ? log_positive(raw_sum) : 0;
+  // One pass gives the most likely tokens, top-k's and the head in which top-p usually ends.
+  const bool greedy = law.temperature < kGreedyBelow;
+  const int head = greedy ? 0 : law.lists_k(row.vocab()) ? law.top_k : law.top_p < 1 ? kHead : 0;
+  const int wanted = head > reported ? head : int(reported);
+  const int found = wanted > 0 ? select_first(row, wanted, s) : 0;
+  report_first(row, log_sum, reported, out, s);
+  const int32_t token = greedy ? row.argmax() : draw(row, law, position, head, found, raw_sum, s);
+  float logprob = reports ? float(row.centred(row.value(token)) - log_sum) : 0.0f;
+  if (with_logprobs && edited) {
+    __syncthreads();  // the draw is done with the lists
+    const Row raw(logits, vocab, s);
+    if (raw.dead()) {
+      report_nothing(token, num_logprobs, out);
+      return token;
+    }
+    const double raw_log_sum = log_positive(lane_sum(raw, s, Weights{raw, kLog2e, kNoKey}));
+    __syncthreads();
+    if (num_logprobs > 0) select_first(raw, int(num_logprobs), s);
+    report_first(raw, raw_log_sum, num_logprobs, out, s);
+    logprob = float(raw.centred(raw.value(token)) - raw_log_sum);
+  }
+  if (threadIdx.x == 0) *out.token = token;
+  if (threadIdx.x == 0) *out.logprob = logprob;
   return token;
 }
 

@@ -10,6 +10,10 @@
 //   4           select: the count of keys may change before everyone has read it
 //   5           lane sums are folded neighbours first
 //   6           top-p trusts sums of another order, however close the cut is
+//   7           typical-p, in order: the tokens above the entropy come last
+//   8           typical-p counts what min-p has dropped
+//   9           typical-p trusts sums of another order, however close its edge is
+//   10          the raw row is picked from
 //   14          block_min: what a warp found may be overwritten before everyone has read it
 #include "cuda/pipeline.cuh"
 #include "pyspec/sample.h"
@@ -25,8 +29,8 @@ __global__ void __launch_bounds__(cuda::kThreads, 1) sample_rows(const SamplePar
                       p.top_k[t],       p.stream[t], p.seed[t]};
   const cuda::Pick out{p.token + t, p.logprob + t, p.top_tokens + t * p.num_logprobs,
                        p.top_logprobs + t * p.num_logprobs};
-  cuda::pick(p.logits + t * p.logits_stride_t, p.V, p.positions[t], law, p.with_logprobs, p.num_logprobs, out,
-             scratch);
+  cuda::pick(p.logits + t * p.logits_stride_t, p.edited ? p.edited + t * p.edited_stride_t : nullptr, p.V,
+             p.positions[t], law, p.with_logprobs, p.num_logprobs, out, scratch);
 }
 
 }  // namespace

@@ -35,6 +35,14 @@ __device__ cuda::Pick node_place(const VerifyTreeParams& p, int64_t t) {
   return place(p.node_picks, p.node_logprobs, p.node_picks + p.T, p.node_logprobs + p.T, t, p.num_logprobs);
 }
 
+// The pick of node `node` (of all requests) of request b.
+__device__ int32_t pick_at(const VerifyTreeParams& p, int64_t node, int64_t b, int64_t depth,
+                           const cuda::Pick& out, cuda::Scratch& s) {
+  const float* edited = p.edited ? p.edited + node * p.edited_stride_t : nullptr;
+  return cuda::pick(p.logits + node * p.logits_stride_t, edited, p.V, int64_t(p.position[b]) + depth + 1,
+                    law_of(p, b), p.with_logprobs, p.num_logprobs, out, s);
+}
+
 // Walks request b: pick_node(t, depth, out) gives the token of node t (of all requests) and writes it to
 // `out`.
 template <typename PickNode>
@@ -71,8 +79,7 @@ __global__ void __launch_bounds__(kThreads, 1) walk_rows(const VerifyTreeParams 
   auto& scratch = *reinterpret_cast<cuda::Scratch*>(smem);
   const int64_t b = blockIdx.x;
   walk(p, b, scratch, [&](int64_t node, int64_t depth, const cuda::Pick& out) {
-    return cuda::pick(p.logits + node * p.logits_stride_t, p.V, int64_t(p.position[b]) + depth + 1,
-                      law_of(p, b), p.with_logprobs, p.num_logprobs, out, scratch);
+    return pick_at(p, node, b, depth, out, scratch);
   });
 }
 
@@ -87,8 +94,7 @@ __global__ void __launch_bounds__(kThreads, 1) pick_nodes(const VerifyTreeParams
   if (!PYSPEC_PLANTED(11))
     for (int64_t i = p.parents[node]; i >= 0 && depth < p.max_path; i = p.parents[begin + i]) ++depth;
   if (depth >= p.max_path) return;  // no walk comes here
-  cuda::pick(p.logits + node * p.logits_stride_t, p.V, int64_t(p.position[b]) + depth + 1, law_of(p, b),
-             p.with_logprobs, p.num_logprobs, node_place(p, node), scratch);
+  pick_at(p, node, b, depth, node_place(p, node), scratch);
 }
 
 __global__ void __launch_bounds__(kThreads, 1) follow_picks(const VerifyTreeParams p) {

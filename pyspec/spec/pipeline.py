@@ -197,17 +197,6 @@ def check_law(
     check_values(op, "typical_p", "in (0, 1]", typical_p, (typical_p > 0) & (typical_p <= 1))
 
 
-def limit_of_gpus(typical_p: Tensor, edited: Tensor | None) -> str | None:
-    """Why the kernels of GPUs cannot run a call: they have no typical-p (a row that asks for it has no law there) and no
-    edited rows. The values of typical_p are not read while a CUDA graph is captured."""
-    if edited is not None:
-        return "this backend has no edited rows"
-    if typical_p.is_cuda and torch.cuda.is_current_stream_capturing():
-        return None
-    asked = typical_p.device.type != "meta" and bool(((typical_p > 0) & (typical_p < 1)).any())
-    return "this backend has no typical-p" if asked else None
-
-
 def check_temperature(op: str, temperature: Tensor) -> None:
     ok = temperature.isfinite() & (temperature >= 0)
     check_values(op, "temperature", "finite and >= 0", temperature, ok)

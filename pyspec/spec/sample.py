@@ -103,12 +103,7 @@ def check(
     pipeline.check_law("sample", sizes["V"], where, args[:5], num_logprobs, with_logprobs)
 
 
-def limit(sizes: dict[str, int], *args: Tensor, **kwargs: int) -> str | None:
-    """Why a kernel of GPUs cannot run the call."""
-    return pipeline.limit_of_gpus(args[6], args[9] if len(args) > 9 else None)
-
-
-@op(CONTRACT, check=check, cases=cases, cost=cost, limits={"cuda": limit})
+@op(CONTRACT, check=check, cases=cases, cost=cost)
 def sample(
     logits: Tensor,
     positions: Tensor,

@@ -131,12 +131,7 @@ def check_trees(
         raise ValueError(f"{op}: max_path must be >= {longest} (nodes of the longest path), got {max_path}")
 
 
-def limit(sizes: dict[str, int], *args: Tensor, **kwargs: int) -> str | None:
-    """Why a kernel of GPUs cannot run the call."""
-    return pipeline.limit_of_gpus(args[9], args[12] if len(args) > 12 else None)
-
-
-@op(CONTRACT, check=check, cases=cases, cost=cost, limits={"cuda": limit})
+@op(CONTRACT, check=check, cases=cases, cost=cost)
 def verify_tree(
     logits: Tensor,
     tokens: Tensor,

@@ -23,7 +23,7 @@ from pyspec.spec.pipeline import Law
 
 ROOT = Path(__file__).parent.parent.parent
 NVCC = Path("/usr/local/cuda/bin/nvcc")
-CASES = [case for case in spec.sample.cases() if case.args[0].size(1) <= 49152 and case.args[-1] is None]
+CASES = [case for case in spec.sample.cases() if case.args[0].size(1) <= 49152]
 
 
 def agree(call: Call, **how: Any) -> bool:
@@ -45,8 +45,8 @@ def test_equals_specification_at_the_largest_vocabulary() -> None:
 
 def test_equals_specification_on_random_rows() -> None:
     rng = random.Random(11)
-    calls = [sample_call(rng, full=False) for _ in range(150)] + [
-        wide_call(rng, typical=False) for _ in range(40)
+    calls = [sample_call(rng) for _ in range(150)] + [
+        wide_call(rng) for _ in range(40)
     ]
     assert [i for i, call in enumerate(calls) if not agree(call)] == []
 
@@ -91,13 +91,13 @@ def test_any_alignment_and_stride() -> None:
 def test_every_order_of_threads_with_the_checker(order: str, copies: str) -> None:
     with emulator.schedule(order=order, copies=copies, seed=5):
         assert agree(next((case.args, case.kwargs) for case in CASES), checked=True)
-        assert agree(sample_call(random.Random(5), full=False), checked=True)
+        assert agree(sample_call(random.Random(5)), checked=True)
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_wide_rows_with_the_checker(seed: int) -> None:
     with emulator.schedule(order="random_warps", seed=seed):
-        assert agree(wide_call(random.Random(seed), typical=False), checked=True)
+        assert agree(wide_call(random.Random(seed)), checked=True)
 
 
 PLANTED = {
@@ -106,6 +106,10 @@ PLANTED = {
     3: EDGES["flat"],
     5: EDGES["peaked"],
     6: EDGES["close cut"],
+    7: EDGES["close typical cut from below"],
+    8: wide_call(random.Random(1)),
+    9: EDGES["close typical sum from below"],
+    10: next((case.args, case.kwargs) for case in CASES if case.args[-1] is not None),
 }
 
 
@@ -134,6 +138,7 @@ PASSES = {  # over a row: the largest logit and the sum for the logprob are alwa
     "top-k and top-p": (Law(0.8, 50, 0.9, 0.0, 1, 0), 3),
     "narrow top-p": (Law(0.25, 0, 0.9, 0.0, 1, 0), 4),
     "wide top-p": (Law(2.0, 0, 0.9, 0.0, 1, 0), 13),
+    "typical-p": (Law(1.0, 0, 1.0, 0.0, 1, 0, 0.9), 21),
 }
 
 

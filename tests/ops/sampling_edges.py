@@ -67,6 +67,14 @@ def close_typical_call(gap: float, temperature: float) -> Call:
     return (logits, torch.arange(40, dtype=torch.int32), *law), {"num_logprobs": 0}
 
 
+def close_typical_sum_call(gap: float, temperature: float) -> Call:
+    """4500 weights 2/3 (to 1e-13), which are nearest to the entropy, and 1000 weights 1: whether typical_p 3/4 keeps those too goes by
+    the last bits of a sum of the former in order."""
+    logits = torch.where(torch.arange(5500) % 11 < 9, -gap, 0.0)[None].repeat(12, 1)
+    logits, _, *law = rows_of(logits, 0, Law(temperature, 0, 1.0, 0.0, 7, 1, typical_p=0.75))
+    return (logits, torch.arange(12, dtype=torch.int32), *law), {"num_logprobs": 0}
+
+
 def boundary_call(tied: bool, top_k: int, top_p: float, inside: int, outside: int) -> Call:
     """Filters that keep more than a list holds. At one position the last token kept has the best score of those kept, at
     the other the first one dropped would have."""
@@ -128,6 +136,8 @@ EDGES = {
     "close cut from below": close_call(1656001.0, 4084201.0),
     "close typical cut": close_typical_call(1136734.0, 2803531.0),
     "close typical cut from below": close_typical_call(1656001.0, 4084201.0),
+    "close typical sum": close_typical_sum_call(1754201.0, 4326392.0),
+    "close typical sum from below": close_typical_sum_call(1482912.0, 3657311.0),
     "last of top-k": boundary_call(False, 1050, 1.0, 278, 818),
     "last of top-k, tied": boundary_call(True, 1050, 1.0, 890, 693),
     "last of top-p": boundary_call(False, 0, 0.9, 3156, 342),

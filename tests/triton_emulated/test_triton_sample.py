@@ -10,6 +10,7 @@ import pytest
 import torch
 from emulation import faults, needs_ttsem, same_bits, supported
 from linear_family import needs_compiler
+from sampling_edges import EDGES
 from sampling_fuzz import law_tensors, row
 from torch import Tensor
 
@@ -51,7 +52,7 @@ def laws(rows: int, **given: float) -> tuple[Tensor, ...]:
     )
 
 
-@pytest.mark.parametrize("case", supported("sample")[:4])
+@pytest.mark.parametrize("case", [*supported("sample")[:4], supported("sample")[7]])
 def test_bits(case: Case) -> None:
     check_bits(case.args, **case.kwargs)
 
@@ -59,11 +60,33 @@ def test_bits(case: Case) -> None:
 @pytest.mark.parametrize(("vocab", "seed"), [(3, 0), (130, 1), (1100, 2)])
 def test_hard_rows(vocab: int, seed: int) -> None:
     """Ties, special values, rows without any finite value; every filter at its limits."""
-    rng, rows = random.Random(seed), 12
+    rng, rows = random.Random(seed), 8
     logits = torch.stack([row(rng, vocab) for _ in range(rows)])
-    laws_ = law_tensors(rng, rows, vocab, typical=False)
+    laws_ = law_tensors(rng, rows, vocab)
+    edited = torch.stack([row(rng, vocab) for _ in range(rows)])
     check_bits((logits, *laws_), min(vocab, 40))
-    check_bits((logits, *laws_), 0, with_logprobs=False)
+    check_bits((logits[:4], *(law[:4] for law in laws_), edited[:4]), 0, with_logprobs=False)
+    check_bits((logits[4:], *(law[4:] for law in laws_), edited[4:]), min(vocab, 5))
+
+
+def close_sum() -> tuple[Tensor, ...]:
+    """Rows whose radius goes by the last bits of a sum in the specification's order."""
+    args, _ = EDGES["close typical sum from below"]
+    return tuple(arg[:3] for arg in args)
+
+
+def test_typical_p_where_rounding_decides() -> None:
+    check_bits(close_sum(), 0, with_logprobs=False)
+    got = kernels._launch(close_sum()[0], close_sum()[1:], 0, "no bound", with_logprobs=False)
+    with pytest.raises(AssertionError):
+        same_bits(got[0], spec.sample.run(*close_sum())[0])
+
+
+def test_picks_of_the_raw_row_are_found() -> None:
+    logits, edited = torch.zeros(4, 50), torch.zeros(4, 50).index_fill_(1, torch.arange(25, 50), -torch.inf)
+    got = kernels._launch(logits, laws(4), 0, "raw row", edited)
+    with pytest.raises(AssertionError):
+        same_bits(got[0], spec.sample.run(logits, *laws(4), edited)[0])
 
 
 @pytest.mark.parametrize("top_p", [0.5, 0.25, 0.7])

@@ -48,7 +48,7 @@ def chain(nodes: int, vocab: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...
     return (logits, tokens, parents, cu_t, position, *law), alone
 
 
-@pytest.mark.parametrize("case", supported("verify_tree")[:3])
+@pytest.mark.parametrize("case", [*supported("verify_tree")[:3], supported("verify_tree")[5]])
 def test_bits(case: Case) -> None:
     check_bits(case.args, **case.kwargs)
 
@@ -56,7 +56,7 @@ def test_bits(case: Case) -> None:
 @pytest.mark.parametrize("seed", [30])
 def test_hard_trees(seed: int) -> None:
     """Ragged trees of many nodes, some empty, over few tokens: long paths and equal siblings occur."""
-    args, kwargs = tree_call(random.Random(seed), full=False)
+    args, kwargs = tree_call(random.Random(seed))
     assert args[0].size(0) > 30
     check_bits(args, **kwargs)
 
