@@ -25,6 +25,7 @@ Estimates come from pyspec/trees/acceptance.py, costs from pyspec/trees/online.p
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -33,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import request_plan as why
-from .acceptance import Calibration, GainProfile, Predictions
+from .estimates import Estimates
 from .online import DraftCost, LinearCost, StepCost
 from .policy import PRUNABLE
 from .request_plan import MEMORY, Choice, RequestPlan, Worth
@@ -44,26 +45,28 @@ if TYPE_CHECKING:
 CREDIT, LARGEST = 0.01, 8.0  # tokens
 PROBE = 0.005  # tokens a step that asking without success, and verifying without success, may cost, each
 PROBE_NODES = 4
+LONGEST_REST = 8  # steps without planning
 BASELINE = 64  # steps with trees before a plain one is made, at least
 TRIALS = 4  # calls of a new draft before its benefit is judged
 MARGIN = 0.02  # a tree must promise this much more than its time is worth
 
 
-class Planner:
-    """Plans the steps of one engine. In each step: begin, (ask, drafted) per draft, choose, and after it observe, finish."""
+class Planner(Estimates):
+    """Plans the steps of one engine. In each step that does not rest: begin, (ask, drafted) per draft, choose; after it observe, finish."""
 
     def __init__(self, cost: StepCost, clock: Callable[[], float] = time.perf_counter) -> None:
         """clock: what the handling of proposals, from begin to choose and in observe, is timed with."""
+        super().__init__()
         self.cost, self._clock = cost, clock
         self._handling = LinearCost(5e-5, 5e-5, weight=0.1)  # seconds by requests that were asked for
         self._asked, self._called, self._handled, self._began = 0, 0.0, 0.0, 0.0
         self.drafts: dict[str, DraftCost] = {}
-        self._shared: dict[str, Calibration] = {}
         self._context, self._batch = 0.0, 0
-        self._profiles: dict[str, GainProfile] = {}
         self._plain = 1.0
         self._kinds: dict[str, int] = {}
         self._since_plain, self._baseline = 0, False
+        self._plans: list[RequestPlan] = []  # of the last planned step
+        self._resting, self._rested = 0, 0  # steps that need no planning: still to come, and since that step
         self._tokens, self._time = 0.0, 0.0  # decayed sums of the speed-up
 
     @property
@@ -86,6 +89,19 @@ class Planner:
         cost = self.drafts.get(draft)
         return 0.0 if cost is None else cost.level_seconds * self.rate * self.speed_up
 
+    def rest(self, plans: Sequence[RequestPlan]) -> bool:
+        """Whether there is nothing to plan in this step: no draft will be asked yet, so a plain step needs nothing of begin to finish."""
+        if (
+            self._resting > 0
+            and len(plans) == len(self._plans)
+            and all(map(operator.is_, plans, self._plans))
+        ):
+            self._resting -= 1
+            self._rested += 1
+            return True
+        self._resting = 0
+        return False
+
     def begin(self, plans: Sequence[RequestPlan], contexts: Sequence[int]) -> None:
         """A step of decoding requests with these committed lengths (at least one)."""
         if not plans or len(contexts) != len(plans):
@@ -99,10 +115,12 @@ class Planner:
             self._kinds[plan.kind] = self._kinds.get(plan.kind, 0) + 1
         self._plain = self._seconds(0)
         self._baseline = self._since_plain >= max(BASELINE, (self.speed_up - 1) / PROBE)
+        for plan in self._plans if self._rested else ():
+            plan.rest(self._rested, LARGEST, CREDIT)
+        self._plans, self._rested, self._resting = list(plans), 0, LONGEST_REST
         for plan in plans:
-            plan.allowance = min(LARGEST, plan.allowance + CREDIT)
             plan.asked, plan.charge, plan.expected = {}, 0.0, 0.0
-            plan.unverified += 1
+            plan.rest(1, LARGEST, CREDIT)
 
     def ask(
         self, draft: str, plans: Sequence[RequestPlan], gains: Sequence[float] | None = None
@@ -110,6 +128,7 @@ class Planner:
         """Which requests to call a draft for. gains: accepted tokens that other drafts already promise each of them."""
         cost = self.drafts.setdefault(draft, DraftCost())
         if self._baseline:
+            self._resting = 0
             return [False] * len(plans)
         tokens = self._call_tokens(cost, len(plans))
         node = self.rate * (self._seconds(1) - self._seconds(0))  # without one node to verify, why ask
@@ -117,7 +136,6 @@ class Planner:
         for i, plan in enumerate(plans):
             worth = plan.worth.setdefault(draft, Worth())
             already = gains[i] if gains is not None else 0.0
-            worth.waited += 1
             yes = (
                 worth.calls < TRIALS
                 or worth.benefit - already > tokens
@@ -125,6 +143,13 @@ class Planner:
                 or worth.waited * PROBE >= tokens
             )
             wanted.append(yes and plan.allowance >= tokens + node)
+            if wanted[-1]:
+                self._resting = 0
+            else:
+                patience = 0.0 if yes else tokens / PROBE - worth.waited
+                self._resting = min(
+                    self._resting, int(max(patience, (tokens + node - plan.allowance) / CREDIT))
+                )
         return wanted
 
     def drafted(self, draft: str, plans: Sequence[RequestPlan], levels: int, seconds: float) -> None:
@@ -146,25 +171,13 @@ class Planner:
         seconds = cost.seconds(requests) + (0.0 if self._asked else self._handling(requests))
         return self.rate * seconds / requests
 
-    def calibration(self, plan: RequestPlan, draft: str) -> Calibration:
-        """What a draft's probabilities are worth to a request; a new one starts from what they were worth to others."""
-        if draft not in plan.calibrations:
-            shared = self._shared.setdefault(draft, Calibration(prior=16.0, decay=0.999))
-            plan.calibrations[draft] = Calibration(shared=shared)
-        return plan.calibrations[draft]
-
-    def estimate(self, plan: RequestPlan, draft: str, proposal: Proposal) -> NDArray[np.float64]:
-        """float64 [T]: acceptance probability of each node, the root's is 1."""
-        predictions = Predictions(proposal.tree.parents, proposal.path_probability)
-        return self.calibration(plan, draft).estimate(predictions)
-
     def budget(self, plan: RequestPlan, draft: str, limit: int) -> int:
         """Nodes, the root included, of a tree that will be verified whole: decided before its children are drawn.
 
         The most expected tokens by what the draft's best, second best, ... nodes were worth on average; at most `limit`, and what the
         allowance covers. 1: draw nothing.
         """
-        gains = self._profiles.setdefault(draft, GainProfile()).best(limit - 1)
+        gains = self.profile(draft).best(limit - 1)
         extra = self.rate * self._extra_seconds(len(gains))
         value = np.concatenate(([0.0], np.cumsum(gains))) - self.speed_up * (1 + MARGIN) * extra
         value[extra > plan.allowance] = -np.inf
@@ -183,7 +196,10 @@ class Planner:
         limit = sum(len(proposal.tree) for proposal in proposals) - len(plans)
         if not limit:
             self._handled = self._clock() - self._began - self._called
-            return [Choice(1, self._reason(1, *pair, 0)) for pair in zip(drafts, proposals, strict=True)]
+            return [
+                Choice(1, why.reason(1, draft, proposal.tree, 0, self._baseline))
+                for draft, proposal in zip(drafts, proposals, strict=True)
+            ]
         extra = self._extra_seconds(limit)
         for i, (plan, draft, proposal) in enumerate(zip(plans, drafts, proposals, strict=True)):
             cap = len(proposal.tree) - 1
@@ -194,7 +210,7 @@ class Planner:
             caps.append(cap)
             if cap > 0:
                 estimate = self.estimate(plan, draft, proposal)[1:]
-                self._profiles.setdefault(draft, GainProfile()).observe(estimate)
+                self.profile(draft).observe(estimate)
                 # The order of the tree is kept even where estimates say otherwise: a child is never before its parent.
                 gains.append(estimate if whole else np.minimum.accumulate(estimate[:cap]))
                 owners.append(np.full(cap, i))
@@ -215,7 +231,10 @@ class Planner:
             probes = self._probe(plans, sizes, caps, extra)
         self._handled = self._clock() - self._began - self._called
         return [
-            Choice(size, why.TRIED if i in probes else self._reason(size, draft, proposal, cap))
+            Choice(
+                size,
+                why.TRIED if i in probes else why.reason(size, draft, proposal.tree, cap, self._baseline),
+            )
             for i, (size, draft, proposal, cap) in enumerate(
                 zip(sizes.tolist(), drafts, proposals, caps, strict=True)
             )
@@ -248,8 +267,7 @@ class Planner:
         """One request's verified proposal (already cut to its size) and the accepted path, the root first."""
         if draft:
             began = self._clock()
-            predictions = Predictions(proposal.tree.parents, proposal.path_probability)
-            self.calibration(plan, draft).observe(predictions, path)
+            self.learn(plan, draft, proposal, path)
             self._handled += self._clock() - began
         accepted = len(path) - 1
         benefit = accepted - plan.charge
@@ -289,12 +307,3 @@ class Planner:
         curve = self.cost.curve(self._batch, self._batch + most, self._context, self._batch)
         slope = self._verify_seconds(1.0) - self._verify_seconds(0.0)
         return curve - curve[0] + slope * np.arange(most + 1)
-
-    def _reason(self, size: int, draft: str, proposal: Proposal, cap: int) -> str:
-        if size > 1:
-            return why.CHAIN if proposal.tree.prefix(size).is_chain else why.TREE
-        if not draft:
-            return why.BASE if self._baseline else why.UNASKED
-        if len(proposal.tree) == 1:
-            return why.EMPTY
-        return why.UNCOVERED if cap < 1 else why.UNPAID

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from .acceptance import Calibration
+from .token_tree import TokenTree
 
 ALLOWANCE = 1.0  # tokens of time that a request owns at first
 MEMORY = 32  # calls that the benefit of a draft is averaged over
@@ -23,6 +24,17 @@ class Choice(NamedTuple):
 
     size: int
     reason: str
+
+
+def reason(size: int, draft: str, tree: TokenTree, cap: int, baseline: bool) -> str:
+    """Why `size` nodes of a draft's tree are verified, of which the allowance covers `cap` besides the root."""
+    if size > 1:
+        return CHAIN if tree.prefix(size).is_chain else TREE
+    if not draft:
+        return BASE if baseline else UNASKED
+    if len(tree) == 1:
+        return EMPTY
+    return UNCOVERED if cap < 1 else UNPAID
 
 
 @dataclass
@@ -55,3 +67,10 @@ class RequestPlan:
     charge: float = 0.0  # tokens that this step's nodes cost
     unverified: int = 0  # steps since nodes of a draft were verified
     expected: float = 0.0  # accepted nodes that were expected of them
+
+    def rest(self, steps: int, largest: float, credit: float) -> None:
+        """So many steps go by: the allowance grows, and whatever waits has waited longer."""
+        self.allowance = min(largest, self.allowance + credit * steps)
+        self.unverified += steps
+        for worth in self.worth.values():
+            worth.waited += steps

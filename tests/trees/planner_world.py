@@ -46,6 +46,7 @@ class World:
     handling: float = 0.0
     table: CostTable | None = None
     seed: int = 0
+    rested: int = 0
     sizes: list[int] = field(default_factory=list)
     drift: list[float] = field(default_factory=list)
 
@@ -75,6 +76,13 @@ class World:
         planner, plans = self.planner, [RequestPlan() for _ in range(self.batch)]
         tokens = time = 0.0
         for step in range(steps):
+            if planner.rest(plans):
+                self.rested += 1
+                time += self.seconds(self.batch) + 1e-4 + 1e-5 * self.batch
+                tokens += self.batch
+                self.sizes.append(self.batch)
+                self.drift.append(planner.cost.drift)
+                continue
             planner.begin(plans, [CONTEXT] * self.batch)
             asked = [plan for plan, yes in zip(plans, planner.ask("d", plans), strict=True) if yes]
             if asked:

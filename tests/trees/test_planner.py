@@ -42,11 +42,15 @@ def phases(step: int) -> float:
 @pytest.mark.parametrize("name", COSTS)
 @pytest.mark.parametrize("truth", [0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.98])
 def test_regret_against_the_best_fixed_size_is_small(name: str, truth: float) -> None:
-    world = World(COSTS[name], lambda step: truth)
-    tokens, time = world.run(1000)
-    fixed = [world.fixed(1000, size) for size in range(1, 14)]
-    assert tokens / time >= 0.98 * fixed[0]
-    assert tokens / time >= 0.91 * max(fixed)
+    rates = []
+    for seed in range(3):
+        world = World(COSTS[name], lambda step: truth, seed=seed)
+        tokens, time = world.run(1000)
+        fixed = [world.fixed(1000, size) for size in range(1, 14)]
+        assert tokens / time >= 0.98 * fixed[0]
+        rates.append(tokens / time / max(fixed))
+    assert min(rates) >= 0.86
+    assert np.mean(rates) >= 0.91
 
 
 @pytest.mark.parametrize("name", COSTS)
@@ -171,6 +175,26 @@ def test_a_table_that_was_measured_in_a_bad_moment_is_corrected(wrong: float) ->
     world.run(1500)
     tokens, time = world.run(1500)
     assert tokens / time >= 0.95 * world.fixed(1500, 1)
+
+
+def test_steps_without_anything_to_plan_are_rested_through() -> None:
+    world = World(flat, lambda step: 0.0, draft=lambda requests: 3e-4)
+    tokens, time = world.run(600)
+    assert tokens / time >= 0.98 * world.fixed(600, 1)
+    assert world.rested > 300
+    assert World(flat, lambda step: 0.9).run(300)[0] > 1500  # none of them where drafts pay
+    planner, plans = world.planner, [RequestPlan()]
+    assert not planner.rest(plans)  # another request
+    plans[0].allowance = -5.0
+    planner.begin(plans, [0])
+    planner.ask("d", plans)
+    allowance = plans[0].allowance
+    rested = 0
+    while planner.rest(plans):
+        rested += 1
+    assert rested == 8
+    planner.begin(plans, [0])
+    assert plans[0].allowance == pytest.approx(allowance + CREDIT * (rested + 1))
 
 
 def test_reasons() -> None:

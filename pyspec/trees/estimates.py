@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the drafts of one engine promise and what that is worth: a calibration for each request and draft, and what all share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .acceptance import Calibration, GainProfile, Predictions
+from .request_plan import RequestPlan
+
+if TYPE_CHECKING:
+    from pyspec.drafts.base import Proposal
+
+
+class Estimates:
+    """Acceptance of proposals by the name of the draft, or of the drafts merged."""
+
+    def __init__(self) -> None:
+        self._shared: dict[str, Calibration] = {}
+        self._profiles: dict[str, GainProfile] = {}
+
+    def calibration(self, plan: RequestPlan, draft: str) -> Calibration:
+        """What a draft's probabilities are worth to a request; a new one starts from what they were worth to others."""
+        if draft not in plan.calibrations:
+            shared = self._shared.setdefault(draft, Calibration(prior=16.0, decay=0.999))
+            plan.calibrations[draft] = Calibration(shared=shared)
+        return plan.calibrations[draft]
+
+    def estimate(self, plan: RequestPlan, draft: str, proposal: Proposal) -> NDArray[np.float64]:
+        """float64 [T]: acceptance probability of each node, the root's is 1."""
+        predictions = Predictions(proposal.tree.parents, proposal.path_probability)
+        return self.calibration(plan, draft).estimate(predictions)
+
+    def learn(self, plan: RequestPlan, draft: str, proposal: Proposal, path: Sequence[int]) -> None:
+        """One request's verified proposal and its accepted path, the root first."""
+        predictions = Predictions(proposal.tree.parents, proposal.path_probability)
+        self.calibration(plan, draft).observe(predictions, path)
+
+    def profile(self, draft: str) -> GainProfile:
+        """What the nodes of a draft's trees are worth on average."""
+        return self._profiles.setdefault(draft, GainProfile())
