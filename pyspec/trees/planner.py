@@ -19,8 +19,7 @@ tokens ahead of plain decoding. Three rules, each on its own simple:
    request so falls behind plain decoding by at most ALLOWANCE + CREDIT x steps tokens, as far as the costs are right.
 
 Costs are known only of what is done: where every step has a tree, a plain one is made now and then, for at most PROBE tokens a step.
-
-Estimates come from pyspec/trees/acceptance.py, costs from pyspec/trees/online.py.
+Estimates come from pyspec/trees/acceptance.py, costs from pyspec/trees/online.py, the numbers from pyspec/trees/request_plan.py.
 """
 
 from __future__ import annotations
@@ -33,31 +32,25 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from . import request_plan as why
+from . import request_plan as rules
 from .estimates import Estimates
 from .online import DraftCost, LinearCost, StepCost
 from .policy import PRUNABLE
-from .request_plan import MEMORY, Choice, RequestPlan, Worth
+from .request_plan import Choice, RequestPlan, Worth
 
 if TYPE_CHECKING:
     from pyspec.drafts.base import Proposal
-
-CREDIT, LARGEST = 0.01, 8.0  # tokens
-PROBE = 0.005  # tokens a step that asking without success, and verifying without success, may cost, each
-PROBE_NODES = 4
-LONGEST_REST = 8  # steps without planning
-BASELINE = 64  # steps with trees before a plain one is made, at least
-TRIALS = 4  # calls of a new draft before its benefit is judged
-MARGIN = 0.02  # a tree must promise this much more than its time is worth
 
 
 class Planner(Estimates):
     """Plans the steps of one engine. In each step that does not rest: begin, (ask, drafted) per draft, choose; after it observe, finish."""
 
     def __init__(self, cost: StepCost, clock: Callable[[], float] = time.perf_counter) -> None:
-        """clock: what the handling of proposals, from begin to choose and in observe, is timed with."""
         super().__init__()
-        self.cost, self._clock = cost, clock
+        self.cost, self._clock = (
+            cost,
+            clock,
+        )  # times the handling of proposals: from begin to choose, and observe
         self._handling = LinearCost(5e-5, 5e-5, weight=0.1)  # seconds by requests that were asked for
         self._asked, self._called, self._handled, self._began = 0, 0.0, 0.0, 0.0
         self.drafts: dict[str, DraftCost] = {}
@@ -105,22 +98,21 @@ class Planner(Estimates):
     def begin(self, plans: Sequence[RequestPlan], contexts: Sequence[int]) -> None:
         """A step of decoding requests with these committed lengths (at least one)."""
         if not plans or len(contexts) != len(plans):
-            raise ValueError(
-                f"Planner.begin: contexts must be one per request ({len(plans)}), got {len(contexts)}"
-            )
+            rule = f"one per request ({len(plans)})"
+            raise ValueError(f"Planner.begin: contexts must be {rule}, got {len(contexts)}")
         self._began, self._asked, self._called, self._handled = self._clock(), 0, 0.0, 0.0
         self._batch, self._context = len(plans), sum(contexts) / len(contexts)
         self._kinds = {}
         for plan in plans:
             self._kinds[plan.kind] = self._kinds.get(plan.kind, 0) + 1
         self._plain = self._seconds(0)
-        self._baseline = self._since_plain >= max(BASELINE, (self.speed_up - 1) / PROBE)
+        self._baseline = self._since_plain >= max(rules.BASELINE, (self.speed_up - 1) / rules.PROBE)
         for plan in self._plans if self._rested else ():
-            plan.rest(self._rested, LARGEST, CREDIT)
-        self._plans, self._rested, self._resting = list(plans), 0, LONGEST_REST
+            plan.rest(self._rested)
+        self._plans, self._rested, self._resting = list(plans), 0, rules.LONGEST_REST
         for plan in plans:
             plan.asked, plan.charge, plan.expected = {}, 0.0, 0.0
-            plan.rest(1, LARGEST, CREDIT)
+            plan.rest(1)
 
     def ask(
         self, draft: str, plans: Sequence[RequestPlan], gains: Sequence[float] | None = None
@@ -137,18 +129,18 @@ class Planner(Estimates):
             worth = plan.worth.setdefault(draft, Worth())
             already = gains[i] if gains is not None else 0.0
             yes = (
-                worth.calls < TRIALS
+                worth.calls < rules.TRIALS
                 or worth.benefit - already > tokens
                 or (worth.paid and already < tokens)
-                or worth.waited * PROBE >= tokens
+                or worth.waited * rules.PROBE >= tokens
             )
             wanted.append(yes and plan.allowance >= tokens + node)
             if wanted[-1]:
                 self._resting = 0
             else:
-                patience = 0.0 if yes else tokens / PROBE - worth.waited
+                patience = 0.0 if yes else tokens / rules.PROBE - worth.waited
                 self._resting = min(
-                    self._resting, int(max(patience, (tokens + node - plan.allowance) / CREDIT))
+                    self._resting, int(max(patience, (tokens + node - plan.allowance) / rules.CREDIT))
                 )
         return wanted
 
@@ -162,8 +154,8 @@ class Planner(Estimates):
             plan.asked[draft] = tokens
             plan.allowance -= tokens
             worth = plan.worth.setdefault(draft, Worth())
-            if worth.waited > MEMORY:  # old evidence is worth less
-                worth.calls = min(worth.calls, TRIALS)
+            if worth.waited > rules.MEMORY:  # old evidence is worth less
+                worth.calls = min(worth.calls, rules.TRIALS)
             worth.waited = 0
 
     def _call_tokens(self, cost: DraftCost, requests: int) -> float:
@@ -179,7 +171,7 @@ class Planner(Estimates):
         """
         gains = self.profile(draft).best(limit - 1)
         extra = self.rate * self._extra_seconds(len(gains))
-        value = np.concatenate(([0.0], np.cumsum(gains))) - self.speed_up * (1 + MARGIN) * extra
+        value = np.concatenate(([0.0], np.cumsum(gains))) - self.speed_up * (1 + rules.MARGIN) * extra
         value[extra > plan.allowance] = -np.inf
         value[0] = 0.0
         return 1 + int(np.argmax(value))
@@ -197,7 +189,7 @@ class Planner(Estimates):
         if not limit:
             self._handled = self._clock() - self._began - self._called
             return [
-                Choice(1, why.reason(1, draft, proposal.tree, 0, self._baseline))
+                Choice(1, rules.reason(1, draft, proposal.tree, 0, self._baseline))
                 for draft, proposal in zip(drafts, proposals, strict=True)
             ]
         extra = self._extra_seconds(limit)
@@ -221,7 +213,7 @@ class Planner(Estimates):
             gain, owner = np.concatenate(gains), np.concatenate(owners)
             order = np.argsort(-np.concatenate(ranks), kind="stable")
             value = np.concatenate(([0.0], np.cumsum(gain[order])))
-            price = self.rate * self.speed_up * (1 + MARGIN) * extra[: len(value)]
+            price = self.rate * self.speed_up * (1 + rules.MARGIN) * extra[: len(value)]
             best = fixed + int(np.argmax((value - price)[fixed:]))
             sizes += np.bincount(owner[order[:best]], minlength=len(plans))
             share = self.rate * float(extra[best]) / best if best else 0.0
@@ -230,15 +222,12 @@ class Planner(Estimates):
                 plan.charge, plan.expected = share * (size - 1), accepted
             probes = self._probe(plans, sizes, caps, extra)
         self._handled = self._clock() - self._began - self._called
-        return [
-            Choice(
-                size,
-                why.TRIED if i in probes else why.reason(size, draft, proposal.tree, cap, self._baseline),
-            )
-            for i, (size, draft, proposal, cap) in enumerate(
-                zip(sizes.tolist(), drafts, proposals, caps, strict=True)
-            )
-        ]
+        choices = []
+        for i, (draft, proposal) in enumerate(zip(drafts, proposals, strict=True)):
+            size = int(sizes[i])
+            why = rules.reason(size, draft, proposal.tree, caps[i], self._baseline)
+            choices.append(Choice(size, rules.TRIED if i in probes else why))
+        return choices
 
     def _probe(
         self,
@@ -251,10 +240,9 @@ class Planner(Estimates):
         probes = set()
         for i, plan in enumerate(plans):
             if sizes[i] == 1 and caps[i] > 0:
-                most = min(caps[i], PROBE_NODES)
-                count = (
-                    int(np.searchsorted(extra[: most + 1] * self.rate, plan.unverified * PROBE, "right")) - 1
-                )
+                most = min(caps[i], rules.PROBE_NODES)
+                saved = plan.unverified * rules.PROBE
+                count = int(np.searchsorted(extra[: most + 1] * self.rate, saved, "right")) - 1
                 if count > 0:
                     sizes[i] += count
                     plan.charge = self.rate * float(extra[count])
@@ -271,7 +259,7 @@ class Planner(Estimates):
             self._handled += self._clock() - began
         accepted = len(path) - 1
         benefit = accepted - plan.charge
-        plan.allowance = min(LARGEST, plan.allowance + benefit)
+        plan.allowance = min(rules.LARGEST, plan.allowance + benefit)
         for name, cost in plan.asked.items():
             plan.worth[name].observe(plan.expected - plan.charge, benefit, cost)
         seconds = 1.0 + plan.charge + sum(plan.asked.values())

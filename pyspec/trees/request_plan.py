@@ -10,6 +10,13 @@ from .acceptance import Calibration
 from .token_tree import TokenTree
 
 ALLOWANCE = 1.0  # tokens of time that a request owns at first
+CREDIT, LARGEST = 0.01, 8.0  # tokens
+PROBE = 0.005  # tokens a step that asking without success, and verifying without success, may cost, each
+PROBE_NODES = 4
+LONGEST_REST = 8  # steps without planning
+BASELINE = 64  # steps with trees before a plain one is made, at least
+TRIALS = 4  # calls of a new draft before its benefit is judged
+MARGIN = 0.02  # a tree must promise this much more than its time is worth
 MEMORY = 32  # calls that the benefit of a draft is averaged over
 
 TREE, CHAIN = "a tree pays", "a chain pays"
@@ -68,9 +75,9 @@ class RequestPlan:
     unverified: int = 0  # steps since nodes of a draft were verified
     expected: float = 0.0  # accepted nodes that were expected of them
 
-    def rest(self, steps: int, largest: float, credit: float) -> None:
+    def rest(self, steps: int) -> None:
         """So many steps go by: the allowance grows, and whatever waits has waited longer."""
-        self.allowance = min(largest, self.allowance + credit * steps)
+        self.allowance = min(LARGEST, self.allowance + CREDIT * steps)
         self.unverified += steps
         for worth in self.worth.values():
             worth.waited += steps

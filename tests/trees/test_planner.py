@@ -13,8 +13,18 @@ from pyspec.drafts import Proposal
 from pyspec.trees import Drawn, TokenTree
 from pyspec.trees.cost import CostTable
 from pyspec.trees.online import LinearCost, StepCost
-from pyspec.trees.planner import CREDIT, Planner
-from pyspec.trees.request_plan import ALLOWANCE, CHAIN, EMPTY, TREE, UNASKED, UNCOVERED, UNPAID, RequestPlan
+from pyspec.trees.planner import Planner
+from pyspec.trees.request_plan import (
+    ALLOWANCE,
+    CHAIN,
+    CREDIT,
+    EMPTY,
+    TREE,
+    UNASKED,
+    UNCOVERED,
+    UNPAID,
+    RequestPlan,
+)
 
 
 def flat(n: int) -> float:
