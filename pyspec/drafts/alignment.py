@@ -34,6 +34,11 @@ class TextAlignment:
         self._strip = target.strips_leading_space  # the first space is the tokenizer's, not the text's
         self._recent: list[int] = []  # the target's tokens since the last special one, at most LONGEST_TAIL
 
+    @property
+    def complete(self) -> bool:
+        """Whether the text does not end within a character."""
+        return not self._held
+
     def extend(self, tokens: Sequence[int]) -> int:
         """Follow the target's next tokens; returns how many of the draft's tokens stayed as they were."""
         kept, text = len(self.tokens), b""
