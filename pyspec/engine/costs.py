@@ -19,6 +19,7 @@ GREEDY_BELOW = 2**-16  # temperatures under it are greedy, see pyspec/spec/pipel
 NODES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256, 512, 1024)
 CONTEXTS = (64, 2048)
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+ROUNDS = 9  # about two seconds for a model of 100 MB, once per machine
 KINDS = {
     "greedy": SamplingParams(),
     "sampled": SamplingParams(temperature=1.0),
@@ -83,6 +84,6 @@ class CostMeter:
         batches = [b for b in BATCHES if b <= max_batch]
         shape = f"nodes={nodes} contexts={contexts} batches={batches}"
         key = f"{platform.machine()} {platform.processor()} {key} {shape}"
-        table = CostTable.cached(key, lambda: CostTable.measure(self.step, nodes, contexts, batches))
+        table = CostTable.cached(key, lambda: CostTable.measure(self.step, nodes, contexts, batches, ROUNDS))
         most = min(max_nodes, 8)
         return StepCost(table, {kind: self.verify_cost(kind, most) for kind in KINDS})

@@ -78,9 +78,9 @@ class Planner(Estimates):
         return max(1.0, self._tokens / self._time) if self._time > 0 else 1.0
 
     def level_gain(self, draft: str) -> float:
-        """Accepted tokens that one more level of a draft's growth must bring: `min_gain` of TreePolicy.start."""
+        """Accepted tokens that one more level must bring to each request's tree: `min_gain` of TreePolicy.start."""
         cost = self.drafts.get(draft)
-        return 0.0 if cost is None else cost.level_seconds * self.rate * self.speed_up
+        return 0.0 if cost is None else cost.level_seconds / self._plain * self.speed_up
 
     def rest(self, plans: Sequence[RequestPlan]) -> bool:
         """Whether there is nothing to plan in this step: no draft will be asked yet, so a plain step needs nothing of begin to finish."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pyspec.engine.batch import StepBatch
-from pyspec.engine.costs import KINDS, CostMeter, sampling_kind
+from pyspec.engine.costs import KINDS, ROUNDS, CostMeter, sampling_kind
 from pyspec.engine.sampling_params import SamplingParams
 
 
@@ -57,7 +57,7 @@ def test_every_size_and_batch_is_measured(
         (b, c, b) for b in (2, 4) for c in contexts
     }
     assert set(double.ran) - {(1, 1, 1), (8, 1, 1)} == points
-    assert double.waited == 6 * len(points)
+    assert double.waited == (1 + ROUNDS) * len(points)
     assert {rows for rows, _ in double.verified} == {1, 8}
     assert {temperature for _, temperature in double.verified} == {0.0, 1.0}
     assert set(cost.verify) == set(KINDS)
