@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs both programs of a head over one cache: committed entries in chunks, then a drafted chain."""
+"""Runs both programs of a head over one cache: committed entries in chunks, then a drafted chain; and what engine tests share."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from pyspec.engine.executor import Executor, Weights, make_executor
 from pyspec.engine.kv_pages import KVCache
 from pyspec.engine.request import Request
 from pyspec.engine.sampling_params import SamplingParams
+from pyspec.engine.statistics import StepRecord
 from pyspec.engine.text import TextStream
 from pyspec.models.config import ModelConfig
 from pyspec.models.program import Program
@@ -23,8 +26,21 @@ EXECUTORS = [
     "spec",
     pytest.param("compiled", marks=pytest.mark.skipif(native is None, reason="pyspec._C is not compiled")),
 ]
+OPTIONS: dict[str, Any] = {  # of LLM, for tiny targets
+    "max_batch": 4, "max_nodes": 8, "max_context": 128, "prefill_chunk": 16, "kv_dtype": "f32", "calibrate": False,
+}  # fmt: skip
 TOKENS = [1 + (7 * i * i + 3 * i) % 250 for i in range(20)]
 DRAFTED = [5, 311, 17]
+
+
+class Steps:
+    """Collects step records."""
+
+    def __init__(self) -> None:
+        self.records: list[StepRecord] = []
+
+    def record(self, record: StepRecord) -> None:
+        self.records.append(record)
 
 
 class HeadRunner:

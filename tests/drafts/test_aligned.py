@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from head_runner import OPTIONS, Steps
 from safetensors.torch import load_file, save_file
 from test_alignment import byte_level, sentence_piece
 from tiny import tiny_checkpoint
@@ -15,16 +15,12 @@ from tiny import tiny_checkpoint
 from pyspec.drafts.aligned import AlignedDraft, AlignedState
 from pyspec.drafts.base import Law, Proposal
 from pyspec.engine import LLM, SamplingParams
-from pyspec.engine.statistics import StepRecord
 from pyspec.models import Tokenizer, open_checkpoint
 from pyspec.trees import Drawn
 from pyspec.trees.grown_hybrid import GrownHybridPolicy
 from pyspec.trees.policy import BestFirstPolicy, StaticPolicy
 from pyspec.trees.shapes import parse_shape
 
-OPTIONS: dict[str, Any] = {
-    "max_batch": 4, "max_nodes": 8, "max_context": 128, "prefill_chunk": 16, "kv_dtype": "f32", "calibrate": False,
-}  # fmt: skip
 TOKENIZERS = {"english": byte_level([("t", "h"), ("th", "e"), ("i", "n")]), "pieces": sentence_piece()}
 TEXTS = ["the thing in the ether", "a thing", "é漢 the", "in"]
 
@@ -43,16 +39,6 @@ def checkpoint(path: Path, tokenizer: Tokenizer | None = None) -> Path:
     state["lm_head.weight"] *= torch.where(letters, 8.0, 0.0)[:, None]
     save_file(state, path / "model.safetensors", metadata={"format": "pt"})
     return path
-
-
-class Steps:
-    """Collects step records."""
-
-    def __init__(self) -> None:
-        self.records: list[StepRecord] = []
-
-    def record(self, record: StepRecord) -> None:
-        self.records.append(record)
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)

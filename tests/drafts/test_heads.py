@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from head_runner import EXECUTORS
+from head_runner import EXECUTORS, OPTIONS, Steps
 from reference_heads import eagle3, medusa, mtp, rms
 from safetensors.torch import load_file, save_file
 from tiny import tiny_checkpoint
@@ -24,7 +24,6 @@ from pyspec.drafts.heads.loading import compact, head_kind, limited
 from pyspec.drafts.heads.medusa import MedusaCheckpoint
 from pyspec.drafts.heads.mtp import MtpCheckpoint
 from pyspec.engine import LLM, SamplingParams
-from pyspec.engine.statistics import StepRecord
 from pyspec.models import QuantTensor, open_checkpoint
 from pyspec.models.quantize import quantize
 from pyspec.trees import Drawn
@@ -32,9 +31,6 @@ from pyspec.trees.grown_hybrid import GrownHybridPolicy
 from pyspec.trees.policy import BestFirstPolicy, StaticPolicy
 from pyspec.trees.shapes import parse_shape
 
-OPTIONS: dict[str, Any] = {
-    "max_batch": 4, "max_nodes": 8, "max_context": 128, "prefill_chunk": 16, "kv_dtype": "f32", "calibrate": False,
-}  # fmt: skip
 PROMPTS = [[1 + (7 * i * i) % 250 for i in range(37)], [9, 8, 7], [100, 3, 4, 3, 4], [5]]
 # head -> (target, folder of the head beside it; None: "mtp", in the target's own folder)
 HEADS: dict[str, tuple[str, Callable[[Path, Any], Path]]] = {
@@ -82,16 +78,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path
         return known[name]
 
     return make
-
-
-class Steps:
-    """Collects step records."""
-
-    def __init__(self) -> None:
-        self.records: list[StepRecord] = []
-
-    def record(self, record: StepRecord) -> None:
-        self.records.append(record)
 
 
 def sampling(**changes: Any) -> list[SamplingParams]:
@@ -146,6 +132,34 @@ def test_other_policies(name: str, policy: Any, made: Callable[[str], tuple[Path
     plain = LLM(target, speculation="off", **OPTIONS)
     drafted = LLM(target, speculation="always", draft=draft, draft_policy=policy, **OPTIONS)
     assert answers(drafted, PROMPTS, params) == answers(plain, PROMPTS, params)
+
+
+@pytest.mark.parametrize(
+    ("verifier", "policy"),
+    [
+        ("traversal", GrownHybridPolicy((2, 3))),
+        ("target", BestFirstPolicy(Drawn.DETERMINISTIC)),
+        ("block", None),
+    ],
+)
+@pytest.mark.parametrize("name", ["eagle3", "eagle3 whole vocabulary", "medusa truncated", "mtp speculators"])
+def test_verifiers_with_fresh_randomness(
+    name: str, verifier: str, policy: Any, made: Callable[[str], tuple[Path, str | Path]]
+) -> None:
+    """They run on heads with a vocabulary of their own, nothing is refused, and greedy answers are plain decoding's."""
+    target, draft = made(name)
+    policy = policy or StaticPolicy(parse_shape("chain2"), Drawn.IID)
+    llm = LLM(target, speculation="always", draft=draft, draft_policy=policy, verifier=verifier, **OPTIONS)
+    plain = LLM(target, speculation="off", **OPTIONS)
+    greedy = SamplingParams(max_tokens=12, ignore_eos=True)
+    steps = Steps()
+    with llm.observed_by(steps):
+        llm.generate(PROMPTS, sampling())
+        assert [c.token_ids for c in llm.generate(PROMPTS, greedy)] == [
+            c.token_ids for c in plain.generate(PROMPTS, greedy)
+        ]
+    assert {record.failure for record in steps.records} == {""}
+    assert sum(record.drafted for record in steps.records) > len(steps.records)
 
 
 def reference_logits(draft: Path, target: LLM, text: list[int], drafted: list[int]) -> Tensor:
