@@ -82,7 +82,7 @@ class CostMeter:
         room = min(self._num_pages * self._batch.page_size, max_context) - max_nodes
         contexts = sorted({max(0, min(context, room)) for context in CONTEXTS})
         batches = [b for b in BATCHES if b <= max_batch]
-        shape = f"nodes={nodes} contexts={contexts} batches={batches}"
+        shape = f"nodes={nodes} contexts={contexts} batches={batches} rounds={ROUNDS}"
         key = f"{platform.machine()} {platform.processor()} {key} {shape}"
         table = CostTable.cached(key, lambda: CostTable.measure(self.step, nodes, contexts, batches, ROUNDS))
         most = min(max_nodes, 8)
