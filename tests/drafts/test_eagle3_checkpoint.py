@@ -98,6 +98,7 @@ def test_defaults_of_the_forms() -> None:
     ).layer.qk_norm  # Qwen3 where no type is said
     named = {**LAYER, "architectures": ["LlamaForCausalLMEagle3"], "draft_vocab_size": 7}
     assert config_from_head(named).taps is None
+    assert config_from_head({**named, "architectures": ["LlamaForCausalLM"]}) == config_from_head(named)
 
 
 def test_taps_of_a_target(tmp_path: Path) -> None:
@@ -149,7 +150,9 @@ def test_bad_configs(change: dict[str, Any], words: str, tmp_path: Path) -> None
 
 
 def test_other_architectures_are_refused() -> None:
-    with pytest.raises(ValueError, match="architectures must be LlamaForCausalLMEagle3, or a config with"):
+    with pytest.raises(
+        ValueError, match="architectures must be LlamaForCausalLMEagle3, LlamaForCausalLM with draft"
+    ):
         config_from_head({**LAYER, "architectures": ["LlamaForCausalLM"]})
     flat = {**LAYER, "architectures": ["LlamaForCausalLMEagle3"], "draft_vocab_size": 64}
     with pytest.raises(ValueError, match="use_aux_hidden_state must be true"):

@@ -25,7 +25,8 @@ from pyspec.models.hf_config import config_from_hf
 
 SPECULATORS_VERSION = "0.9.0"
 MAX_TAPS = 8
-_SPECFORGE = ("LlamaForCausalLMEagle3",)
+_SPECFORGE = "LlamaForCausalLMEagle3"
+_PAPER = "LlamaForCausalLM"  # heads of the paper's authors: a model's class, but with a draft vocabulary
 _KINDS = ("qwen3", "llama")  # model_type of the layers; the first where none is stated
 # transformers writes a nested configuration without the fields that have its defaults.
 _LLAMA = {
@@ -124,18 +125,22 @@ def head_shapes(config: Eagle3Config) -> dict[str, tuple[int, ...]]:
 
 
 def config_from_head(raw: Mapping[str, Any]) -> Eagle3Config:
-    """The head that a config.json describes: of speculators (up to 0.9), or of SpecForge.
+    """The head that a config.json describes: of speculators (up to 0.9), of SpecForge, or of the paper's authors.
 
     ValueError names the field that is missing, unsupported or out of range.
     """
     fields = Fields("eagle3", raw)
     if "speculators_model_type" in raw:
         return _from_speculators(fields)
-    names = fields.sequence("architectures", [])
-    name = names[0] if len(names) == 1 else names
-    rule = f"{' or '.join(_SPECFORGE)}, or a config with speculators_model_type"
-    _check(isinstance(name, str) and name in _SPECFORGE, "architectures", rule, name)
+    rule = f"{_SPECFORGE}, {_PAPER} with draft_vocab_size, or a config with speculators_model_type"
+    _check(is_flat_head(raw), "architectures", rule, raw.get("architectures"))
     return _from_specforge(fields)
+
+
+def is_flat_head(raw: Mapping[str, Any]) -> bool:
+    """Whether a config.json is that of an EAGLE-3 head in the form of SpecForge or of the paper's authors."""
+    names = raw.get("architectures")
+    return names == [_SPECFORGE] or (names == [_PAPER] and "draft_vocab_size" in raw)
 
 
 def _from_speculators(fields: Fields) -> Eagle3Config:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pyspec.drafts.heads.eagle3_checkpoint import Eagle3Checkpoint
+from pyspec.drafts.heads.eagle3_config import is_flat_head
 from pyspec.drafts.heads.eagle3_program import eagle3_program
 from pyspec.drafts.heads.medusa import MedusaCheckpoint
 from pyspec.drafts.heads.medusa_runner import MedusaRunner
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 MTP = "mtp"  # the module in the target's own folder
 EAGLE3 = "eagle3"  # the head that comes with the package for the target
 FORMATS = ("q8_0", "q4_0", "stored")
-_EAGLE3_CLASS = "LlamaForCausalLMEagle3"
 _OTHERS = "eagle3 (speculators, SpecForge), mtp or medusa"
 
 
@@ -73,7 +73,7 @@ def head_kind(path: Path) -> str | None:
         return str(kind)
     if "medusa_num_heads" in raw or raw.get("model_type") == "medusa":
         return "medusa"
-    return "eagle3" if raw.get("architectures") == [_EAGLE3_CLASS] else None
+    return "eagle3" if is_flat_head(raw) else None
 
 
 def head_draft(path: Path, kind: str, target: Target, format: str = "q8_0") -> ModelDraft:
