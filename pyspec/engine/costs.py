@@ -16,10 +16,10 @@ from pyspec.trees.online import LinearCost, StepCost
 from pyspec.trees.token_tree import TokenTree
 
 GREEDY_BELOW = 2**-16  # temperatures under it are greedy, see pyspec/spec/pipeline.py
-NODES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256, 512, 1024)
+NODES = (1, 2, 3, 4, 5, 6, 8, 9, 12, 16, 24, 32, 48, 64, 128, 256, 512, 1024)
 CONTEXTS = (64, 2048)
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-ROUNDS = 9  # about two seconds for a model of 100 MB, once per machine
+ROUNDS = 15  # about four seconds for a model of 100 MB, once per machine
 KINDS = {
     "greedy": SamplingParams(),
     "sampled": SamplingParams(temperature=1.0),

@@ -50,10 +50,10 @@ def test_every_size_and_batch_is_measured(
     cost = cost_meter.measure("key", 8, 4, 140)
     room = min(num_pages * 4, 140) - 8
     contexts = [min(64, room), room]
-    assert cost.table.nodes == (1, 2, 3, 4, 6, 8)
+    assert cost.table.nodes == (1, 2, 3, 4, 5, 6, 8)
     assert cost.table.contexts == tuple(contexts)
     assert cost.table.batches == (1, 2, 4)
-    points = {(n, c, 1) for n in (1, 2, 3, 4, 6, 8) for c in contexts} | {
+    points = {(n, c, 1) for n in (1, 2, 3, 4, 5, 6, 8) for c in contexts} | {
         (b, c, b) for b in (2, 4) for c in contexts
     }
     assert set(double.ran) - {(1, 1, 1), (8, 1, 1)} == points
