@@ -8,6 +8,7 @@
 #include "bind/append_kv.h"
 #include "bind/build_tree.h"
 #include "bind/commit_kv.h"
+#include "bind/draw_children.h"
 #include "bind/edit_logits.h"
 #include "bind/embedding.h"
 #include "bind/fp8_linear.h"
@@ -65,6 +66,7 @@ namespace {
 PYSPEC_CUDA_KERNEL(append_kv, AppendKvParams)
 PYSPEC_CUDA_KERNEL(build_tree, BuildTreeParams)
 PYSPEC_CUDA_KERNEL(commit_kv, CommitKvParams)
+PYSPEC_CUDA_KERNEL(draw_children, DrawChildrenParams)
 PYSPEC_CUDA_KERNEL(edit_logits, EditLogitsParams)
 PYSPEC_CUDA_KERNEL(embedding, EmbeddingParams)
 PYSPEC_CUDA_KERNEL(fp8_linear, Fp8LinearParams)
@@ -95,6 +97,7 @@ PYSPEC_CUDA_LIBRARY(m) {
   m.impl("append_kv", append_kv<launch_append_kv, Place::kGpu>);
   m.impl("build_tree", build_tree<launch_build_tree, Place::kGpu>);
   m.impl("commit_kv", commit_kv<launch_commit_kv, Place::kGpu>);
+  m.impl("draw_children", draw_children<launch_draw_children, Place::kGpu>);
   m.impl("edit_logits", edit_logits<launch_edit_logits, Place::kGpu>);
   m.impl("embedding", embedding<launch_embedding, Place::kGpu>);
   m.impl("fp8_linear", fp8_linear<launch_fp8_linear>);

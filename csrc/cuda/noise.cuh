@@ -56,18 +56,43 @@ __device__ inline double gumbel_bound(uint32_t r) {
   return double(33 - bits - PYSPEC_PLANTED(3)) * 0.6931471806;
 }
 
+struct RandomWords {
+  uint32_t w[4];
+};
+
+__device__ inline RandomWords philox(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, int64_t seed) {
+  uint32_t k0 = uint32_t(seed), k1 = uint32_t(uint64_t(seed) >> 32);
+#pragma unroll
+  for (int round = 0; round < 10; ++round) {
+    const uint32_t low = 0xD2511F53u * c0, high = 0xCD9E8D57u * c2;
+    const uint32_t low_carry = __umulhi(0xD2511F53u, c0), high_carry = __umulhi(0xCD9E8D57u, c2);
+    c0 = high_carry ^ c1 ^ k0;
+    c1 = high;
+    c2 = low_carry ^ c3 ^ k1;
+    c3 = low;
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+  return {{c0, c1, c2, c3}};
+}
+
+// What a number in [0, 1) is for.
+enum class Purpose : uint32_t { kDraft = 1, kAccept = 2, kExtra = 3 };
+
+__device__ inline double uniform(int64_t seed, int32_t stream, int32_t step, int64_t node, Purpose purpose,
+                                 int64_t item = 0) {
+  const RandomWords r =
+      philox(uint32_t(item), uint32_t(step), uint32_t(stream), uint32_t(purpose) | uint32_t(node) << 8, seed);
+  return double((uint64_t(r.w[0]) << 32 | r.w[1]) >> 11) * 0x1p-53;
+}
+
 // The random words of one request's tokens at one position.
 class Noise {
  public:
-  struct Words {
-    uint32_t w[4];
-  };
+  using Words = RandomWords;
 
   __device__ Noise(int64_t seed, int32_t stream, int64_t position)
-      : key0_(uint32_t(seed)),
-        key1_(uint32_t(uint64_t(seed) >> 32)),
-        position_(uint32_t(position)),
-        stream_(uint32_t(stream)) {
+      : seed_(seed), position_(uint32_t(position)), stream_(uint32_t(stream)) {
     if (PYSPEC_PLANTED(1)) {
       position_ = uint32_t(stream);
       stream_ = uint32_t(position);
@@ -76,19 +101,7 @@ class Noise {
 
   // Words of the tokens 4 group .. 4 group + 3.
   __device__ Words words(int64_t group) const {
-    uint32_t c0 = uint32_t(group), c1 = position_, c2 = stream_, c3 = 0, k0 = key0_, k1 = key1_;
-#pragma unroll
-    for (int round = 0; round < 10; ++round) {
-      const uint32_t low = 0xD2511F53u * c0, high = 0xCD9E8D57u * c2;
-      const uint32_t low_carry = __umulhi(0xD2511F53u, c0), high_carry = __umulhi(0xCD9E8D57u, c2);
-      c0 = high_carry ^ c1 ^ k0;
-      c1 = high;
-      c2 = low_carry ^ c3 ^ k1;
-      c3 = low;
-      k0 += 0x9E3779B9u;
-      k1 += 0xBB67AE85u;
-    }
-    return {{c0, c1, c2, c3}};
+    return philox(uint32_t(group), position_, stream_, 0, seed_);
   }
 
   __device__ uint32_t word(int64_t token) const {
@@ -98,7 +111,8 @@ class Noise {
   }
 
  private:
-  uint32_t key0_, key1_, position_, stream_;
+  int64_t seed_;
+  uint32_t position_, stream_;
 };
 
 }  // namespace pyspec::cuda

@@ -29,7 +29,7 @@ struct Scratch {
     double weights[2 * 4 * kPlane];
   };
   uint64_t partial[kWarps];
-  double sums[kBins], total;
+  double sums[kBins], lanes[kLanes], total;
   int count;
   union {
     Lists lists;
