@@ -2,8 +2,8 @@
 """What the compiler says of every GPU kernel, without a GPU: registers, spills, stack, shared memory, blocks per multiprocessor,
 instructions by kind, and tensor core instructions among those of the main loop; held against gpu_budgets.json.
 
-A row's case is the kernel, its backend the target. Shared memory is static for CUDA kernels (theirs is asked for at launch) and all
-of it for Triton's, so blocks per multiprocessor of a CUDA kernel are those its registers and threads allow.
+A row's case is the kernel, its backend the target. Threads and shared memory of CUDA kernels are those of the launches that
+gpu_budgets.json has (`python -m bench.gpu_budgets` notes them on the emulator); what is printed ends with a line on each kernel's blocks.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 
 from . import gpu_budgets
 from .gpu_compile import Kernel, compile_all, why_no_nvcc, why_no_triton
+from .gpu_tiles import tile_of
 from .harness import GateError, Options, Row, make_row
 from .occupancy import TARGETS
 from .sass import TENSOR_CORE
@@ -25,11 +26,11 @@ def rows(options: Options) -> Iterator[Row]:
     missing = [reason for reason in (why_no_nvcc(), why_no_triton()) if reason]
     if len(missing) == 2:
         raise GateError(f"gpu_static: a compiler must be there, got none: {'; '.join(missing)}")
-    kernels = compile_all(targets)
+    contents = gpu_budgets.load()
+    kernels = gpu_budgets.launched(compile_all(targets), contents)
     for kernel in kernels:
         yield from rows_of(kernel)
-    budgets, _ = gpu_budgets.load()
-    if over := [line for kernel in kernels for line in gpu_budgets.excess(kernel, budgets)]:
+    if over := [line for kernel in kernels for line in gpu_budgets.excess(kernel, contents.kernels)]:
         raise GateError("gpu_static: " + "\n".join(over))
 
 
@@ -40,9 +41,9 @@ def rows_of(kernel: Kernel) -> Iterator[Row]:
         "registers": (code.registers, "per thread"),
         "spill_bytes": (kernel.spill_bytes, "B"),
         "stack_bytes": (code.stack_bytes, "B"),
-        "shared_bytes": (code.shared_bytes, "B"),
-        "threads": (code.threads, "per block"),
-        "blocks_per_sm": (fit.blocks, f"by {fit.limiter}"),
+        "shared_bytes": (kernel.shared_bytes, "B"),
+        "threads": (kernel.threads or code.threads, "per block"),
+        "blocks_per_sm": (fit.blocks, f"by {fit.limiter}; {tile_of(kernel.source, kernel.name)}"),
         "instructions": (code.instructions, ""),
         "loop_instructions": (code.loop_instructions, ""),
         "tensor_core_share": (100 * code.tensor_core_share, "% of loop"),
@@ -58,6 +59,7 @@ def print_rows(rows: Iterable[Row]) -> None:
     from rich.table import Table
 
     by_kernel: dict[tuple[str, str], dict[str, Row]] = {}
+    tiles: dict[str, dict[str, list[str]]] = {}  # why, kernel, targets' blocks
     for row in rows:
         by_kernel.setdefault((row["case"], row["backend"]), {})[row["metric"]] = row
     table = Table("kernel", "target")
@@ -78,7 +80,10 @@ def print_rows(rows: Iterable[Row]) -> None:
         table.add_column(name, justify="right")
     for (kernel, target), figures in by_kernel.items():
         number = lambda *names, figures=figures: f"{sum(figures[name]['value'] for name in names):.0f}"
-        limiter = figures["blocks_per_sm"]["unit"].removeprefix("by ")
+        limiter, tile = figures["blocks_per_sm"]["unit"].removeprefix("by ").split("; ", 1)
+        tiles.setdefault(tile, {}).setdefault(kernel, []).append(
+            f"{target} {number('blocks_per_sm')} by {limiter}"
+        )
         table.add_row(
             kernel, target, number("registers"), number("spill_bytes"), number("stack_bytes"), number("shared_bytes"),
             number("threads"), f"{number('blocks_per_sm')} {limiter}", number(*TENSOR_CORE), number("ldmatrix"),
@@ -86,3 +91,6 @@ def print_rows(rows: Iterable[Row]) -> None:
             number("tensor_core_share"),
         )  # fmt: skip
     Console(width=170).print(table)
+    for tile, kernels in tiles.items():
+        for kernel, blocks in kernels.items():
+            print(f"{kernel}: {tile}; blocks an SM: {', '.join(blocks)}")

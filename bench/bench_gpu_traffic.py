@@ -12,10 +12,7 @@ one takes more and smaller of them, whose KV L2 gives again.
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +21,7 @@ from torch import Tensor
 from pyspec.contract import OPS, Case
 from pyspec.spec.tree_attention import make_case
 
+from .gpu_launches import import_emulator
 from .harness import GateError, Options, Row, make_row
 
 SECTOR = 32  # bytes
@@ -39,24 +37,12 @@ WORKSPACE = "workspace"  # the emulator's name of what is neither argument nor o
 
 def rows(options: Options) -> Iterator[Row]:
     """Ratios per kernel and case; GateError if a result is wrong or the emulator cannot run."""
-    emulator = _emulator()
+    emulator = import_emulator()
     for op, case in _cases(options.quick):
         with emulator.counting() as counters, emulator.schedule(time_limit=3600.0, num_sms=1):
             result = emulator.call(op, *case.args, **case.kwargs)
         _check(op, case, result)
         yield from _ratios(op, case, counters)
-
-
-def _emulator() -> Any:
-    """tests/cuda_emulator of the source tree; an installed package has none."""
-    tests = Path(__file__).parent.parent / "tests"
-    if not (tests / "cuda_emulator").is_dir():
-        raise GateError("gpu_traffic: needs the source tree, whose tests hold the CUDA emulator")
-    sys.path.insert(0, str(tests))
-    reason = importlib.import_module("cuda_emulator.build").why_not()
-    if reason:
-        raise GateError(f"gpu_traffic: {reason}")
-    return importlib.import_module("cuda_emulator.emulator")
 
 
 def _cases(quick: bool) -> Iterator[tuple[str, Case]]:

@@ -38,17 +38,25 @@ _INCLUDE = re.compile(r'^\s*#include\s+"([^"]+)"', re.MULTILINE)
 
 @dataclass(frozen=True)
 class Kernel:
-    """One kernel of one source for one target. shared_bytes: static, and what Triton asks for at launch."""
+    """One kernel of one source for one target. code.shared_bytes: static, and what Triton asks for at launch."""
 
     source: str  # csrc/cuda/<file>.cu or kernels/<file>.py
     name: str
     target: str
     code: Code
     spill_bytes: int
+    threads: int = 0  # of a block as it is launched; 0: unknown, the most that it is compiled for
+    dynamic_bytes: int = 0  # of shared memory, besides code.shared_bytes
+
+    @property
+    def shared_bytes(self) -> int:
+        """Of a block, static and dynamic."""
+        return self.code.shared_bytes + self.dynamic_bytes
 
     @property
     def occupancy(self) -> Occupancy:
-        return occupancy(self.target, self.code.threads, self.code.registers, self.code.shared_bytes)
+        threads = self.threads or self.code.threads
+        return occupancy(self.target, threads, self.code.registers, self.shared_bytes)
 
     @property
     def label(self) -> str:
@@ -177,10 +185,10 @@ def _demangled(names: Iterable[str]) -> dict[str, str]:
     if filter is None or not names:
         return {name: name for name in names}
     done = subprocess.run([filter, *names], capture_output=True, text=True, check=True)
-    return {mangled: _short(text) for mangled, text in zip(names, done.stdout.splitlines(), strict=True)}
+    return {mangled: short_name(text) for mangled, text in zip(names, done.stdout.splitlines(), strict=True)}
 
 
-def _short(text: str) -> str:
+def short_name(text: str) -> str:
     """`void pyspec::(anonymous namespace)::norm_rows<(bool)0>(pyspec::RmsNormParams)` is `norm_rows<0>`."""
     depth, end = 0, len(text)
     if text.endswith(")"):

@@ -22,6 +22,11 @@ struct Finding {
   std::string text, kernel;
 };
 std::vector<Finding> findings;
+struct Launch {
+  const void* function;
+  uint64_t blocks, threads, smem_bytes;
+};
+std::vector<Launch> launches;
 std::string kernel_name;
 std::mutex mutex;
 
@@ -32,6 +37,10 @@ void report(const char* kind, Place place, const std::string& text, Place other)
   for (const Finding& known : findings)
     if (known.kind == std::string_view(kind) && known.place == place) return;
   findings.push_back({kind, place, other, text, kernel_name});
+}
+
+void record_launch(const void* function, dim3 grid, dim3 block, size_t smem_bytes) {
+  launches.push_back({function, uint64_t(grid.x) * grid.y * grid.z, block.x * block.y * block.z, smem_bytes});
 }
 
 std::string format(const char* pattern, ...) {
@@ -60,7 +69,7 @@ void end_launch() {}
 extern "C" {
 
 void emulator_configure(int order, int copies, uint64_t seed, int os_threads, int smem_limit,
-                        double time_limit, bool checked, bool counting) {
+                        double time_limit, bool checked, bool counting, bool recording) {
   emulator::settings() = {emulator::Order(order),
                           emulator::Copies(copies),
                           seed,
@@ -68,7 +77,9 @@ void emulator_configure(int order, int copies, uint64_t seed, int os_threads, in
                           smem_limit,
                           time_limit,
                           checked,
-                          counting};
+                          counting,
+                          recording};
+  emulator::launches.clear();
 }
 
 int emulator_findings() { return int(emulator::findings.size()); }
@@ -98,6 +109,17 @@ void emulator_name_buffer(const void* data, const char* name) {
   if (unowned >= 16) return;
   buffer->data += unowned;
   buffer->bytes -= unowned;
+}
+
+int emulator_launches() { return int(emulator::launches.size()); }
+
+// Of launch i since the last call of emulator_configure: the kernel's address, blocks, threads, shared bytes.
+void emulator_launch(int i, uint64_t* out) {
+  const emulator::Launch& launch = emulator::launches[size_t(i)];
+  out[0] = reinterpret_cast<uint64_t>(launch.function);
+  out[1] = launch.blocks;
+  out[2] = launch.threads;
+  out[3] = launch.smem_bytes;
 }
 
 // Its pages cannot be written from here on.

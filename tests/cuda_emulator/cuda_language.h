@@ -55,7 +55,8 @@ struct ThreadView {
 };
 extern __thread const ThreadView* this_thread __attribute__((tls_model("initial-exec")));
 
-void launch(const char* kernel, dim3 grid, dim3 block, size_t smem_bytes, const std::function<void()>& body);
+void launch(const char* kernel, const void* function, dim3 grid, dim3 block, size_t smem_bytes,
+            const std::function<void()>& body);
 
 enum class Reduction { kNone, kCount, kAnd, kOr };
 int block_barrier(int id, int threads, Reduction reduction, bool predicate, Where where);

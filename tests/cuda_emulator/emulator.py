@@ -78,8 +78,20 @@ class Schedule:
     time_limit: float = 60.0  # seconds of CPU time for a launch: a kernel that does not end is found then
 
 
+@dataclass(frozen=True)
+class Launch:
+    """How a kernel was launched."""
+
+    source: str  # the stem of the .cu file
+    kernel: str  # as c++filt writes it, with its template's and its own arguments
+    blocks: int
+    threads: int
+    shared_bytes: int  # dynamic, as all shared memory of these kernels
+
+
 _schedule = Schedule()
 _counters: Counters | None = None
+_launches: list[Launch] | None = None
 
 
 @contextlib.contextmanager
@@ -102,6 +114,17 @@ def counting() -> Iterator[Counters]:
         yield _counters
     finally:
         _counters = before
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[list[Launch]]:
+    """Calls inside note what they launch and do not run it: their results are worth nothing."""
+    global _launches
+    before, _launches = _launches, []
+    try:
+        yield _launches
+    finally:
+        _launches = before
 
 
 def call(op: str, *args: Any, checked: bool = False, bug: int = 0, **kwargs: Any) -> Any:
@@ -143,7 +166,7 @@ def _running(
     _variant.chosen, _variant.error = variant, None
     machine.emulator_configure(
         ORDERS.index(_schedule.order), COPIES.index(_schedule.copies), _schedule.seed, _schedule.threads,
-        SMEM_LIMITS[_schedule.device], _schedule.time_limit, checked, _counters is not None,
+        SMEM_LIMITS[_schedule.device], _schedule.time_limit, checked, _counters is not None, _launches is not None,
     )  # fmt: skip
     machine.emulator_clear_findings()
     allocator.emulator_guard_allocations(True)
@@ -158,6 +181,8 @@ def _running(
         allocator.emulator_guard_allocations(False)
     if _counters is not None:
         _counters.take(machine)
+    if _launches is not None:
+        _launches.extend(_recorded(machine))
     if found := findings():
         raise EmulatorError(found)
     guarded.copy_back()
@@ -181,6 +206,14 @@ def findings() -> list[Finding]:
         other = f" at {places.name_of(other_file, at[1])}" if at[1] else ""
         found.append(Finding(kind, places.name_of(file, at[0]), text + other, kernel))
     return found
+
+
+def _recorded(machine: ctypes.CDLL) -> Iterator[Launch]:
+    for i in range(machine.emulator_launches()):
+        figures = (ctypes.c_uint64 * 4)()
+        machine.emulator_launch(i, figures)
+        address, *sizes = figures
+        yield Launch(*places.function_at(address), *sizes)
 
 
 def _copies_of(result: Any) -> Any:
@@ -237,7 +270,8 @@ def _machine() -> ctypes.CDLL:
         raise RuntimeError(reason)
     library = ctypes.CDLL(str(build.machine()), mode=ctypes.RTLD_GLOBAL)
     library.emulator_configure.argtypes = [
-        ctypes.c_int, ctypes.c_int, ctypes.c_uint64, ctypes.c_int, ctypes.c_int, ctypes.c_double, ctypes.c_bool, ctypes.c_bool,
+        ctypes.c_int, ctypes.c_int, ctypes.c_uint64, ctypes.c_int, ctypes.c_int, ctypes.c_double,
+        *[ctypes.c_bool] * 3,
     ]  # fmt: skip
     library.emulator_finding.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
     library.emulator_name_buffer.argtypes = [ctypes.c_void_p, ctypes.c_char_p]

@@ -45,6 +45,15 @@ def _lines(path: Path, offset: int) -> str:
     return " in ".join(dict.fromkeys(_relative(frame) for frame in frames))
 
 
+@functools.cache
+def function_at(at: int) -> tuple[str, str]:
+    """The stem of the source and the name, as c++filt writes it, of the function that begins at an address."""
+    path, base = next((path, base) for first, last, path, base in _libraries if first <= at < last)
+    command = ["addr2line", "--functions", "--demangle", "--exe", str(path), hex(at - base)]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return path.name.split(".")[0], output.split("\n")[0]
+
+
 def _relative(name: str) -> str:
     path, colon, line = name.partition(":")
     file = Path(path)

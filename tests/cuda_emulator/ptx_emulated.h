@@ -38,7 +38,7 @@ using emulator::Words;
 template <typename... Params, typename... Args>
 void launch(const char* name, void (*kernel)(Params...), dim3 grid, dim3 block, size_t smem_bytes, void*,
             Args&&... args) {
-  emulator::launch(name, grid, block, smem_bytes,
+  emulator::launch(name, reinterpret_cast<const void*>(kernel), grid, block, smem_bytes,
                    [kernel, ... params = static_cast<Params>(args)] { kernel(params...); });
 }
 

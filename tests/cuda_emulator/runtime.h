@@ -39,6 +39,7 @@ struct Settings {
   int smem_limit = 0;                      // of a block, bytes
   double time_limit = 60;                  // seconds of CPU time that an OS thread may take for a launch
   bool checked = false, counting = false;  // either needs kernels of the checked build
+  bool recording = false;                  // launches are noted and not run
 };
 Settings& settings();
 
@@ -146,8 +147,9 @@ void report(const char* kind, Place place, const std::string& text,
             Place other = {});                   // other: that it collides with
 void yield(Block& block);                        // the current fiber has to wait
 void finish_after_exit(Block& block, int warp);  // of one of its lanes: others may have waited for it alone
-void report_time(Place place);                   // the launch has had its time
-[[noreturn]] void abort_block();                 // gives up the block from one of its fibers
+void record_launch(const void* function, dim3 grid, dim3 block, size_t smem_bytes);
+void report_time(Place place);    // the launch has had its time
+[[noreturn]] void abort_block();  // gives up the block from one of its fibers
 std::string thread_name(const Fiber& fiber);
 std::string format(const char* pattern, ...) __attribute__((format(printf, 1, 2)));
 

@@ -245,9 +245,10 @@ void trap(Where where) {
   abort_block();
 }
 
-void launch(const char* kernel, dim3 grid, dim3 block_dim, size_t smem_bytes,
+void launch(const char* kernel, const void* function, dim3 grid, dim3 block_dim, size_t smem_bytes,
             const std::function<void()>& body) {
   if (!allowed(kernel, grid, block_dim, smem_bytes)) return;
+  if (settings().recording) return record_launch(function, grid, block_dim, smem_bytes);
   const uint32_t blocks = grid.x * grid.y * grid.z;
   const std::vector<uint32_t> order = block_order(blocks);
   static Pool pool;

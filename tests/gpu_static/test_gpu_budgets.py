@@ -11,6 +11,7 @@ import pytest
 
 from bench import gpu_budgets
 from bench.gpu_compile import Kernel, compile_all, included, why_no_nvcc, why_no_triton
+from bench.gpu_tiles import TILES, tile_of
 from bench.occupancy import TARGETS, Occupancy, occupancy
 from bench.sass import Code, functions, local_bytes, main_loop, tool
 
@@ -20,7 +21,7 @@ ROOT = Path(__file__).parent.parent.parent
 @pytest.fixture(scope="module")
 def kernels() -> list[Kernel]:
     """All of them for all targets: compiled once a change, kept in build/gpu_static."""
-    return compile_all()
+    return gpu_budgets.launched(compile_all(), gpu_budgets.load())
 
 
 @pytest.mark.skipif(bool(why_no_nvcc()), reason="nvcc is not on PATH: CUDA kernels cannot be compiled here")
@@ -37,7 +38,7 @@ def test_triton_kernels_keep_their_budgets(kernels: list[Kernel]) -> None:
 
 
 def check(kernels: list[Kernel]) -> None:
-    budgets, why = gpu_budgets.load()
+    budgets, why, _ = gpu_budgets.load()
     assert {kernel.target for kernel in kernels} == set(TARGETS)
     assert [line for kernel in kernels for line in gpu_budgets.excess(kernel, budgets)] == []
     for kernel in kernels:
@@ -49,9 +50,23 @@ def check(kernels: list[Kernel]) -> None:
 def test_budgets_are_of_kernels_that_exist(kernels: list[Kernel]) -> None:
     if why_no_nvcc() or why_no_triton():
         pytest.skip("only one of the two kinds of kernels can be compiled here")
-    budgets, why = gpu_budgets.load()
+    budgets, why, _ = gpu_budgets.load()
     assert set(budgets) == {kernel.label for kernel in kernels}
     assert set(why) <= set(budgets)
+
+
+def test_every_kernel_says_why_its_blocks_are_so(kernels: list[Kernel]) -> None:
+    assert all(tile_of(kernel.source, kernel.name) for kernel in kernels)
+    if not (why_no_nvcc() or why_no_triton()):
+        functions = {
+            k.source.removesuffix(".py") if k.source.endswith(".py") else k.name.split("<")[0]
+            for k in kernels
+        }
+        assert set(TILES) == functions
+
+
+def test_every_cuda_kernel_has_a_launch(kernels: list[Kernel]) -> None:
+    assert [k.label for k in kernels if k.source.endswith(".cu") and not k.threads] == []
 
 
 CODE = Code(64, 0, 0, 256, 100, {"local_load": 0}, 0, 40, 0.25)
@@ -66,6 +81,9 @@ KERNEL = Kernel("csrc/cuda/x.cu", "k<1>", "sm_80", CODE, 0)
         ("stack_bytes", replace(KERNEL, code=replace(CODE, stack_bytes=8))),
         ("shared_bytes", replace(KERNEL, code=replace(CODE, shared_bytes=1024))),
         ("blocks_per_sm", replace(KERNEL, code=replace(CODE, threads=512))),
+        ("shared_bytes", replace(KERNEL, dynamic_bytes=1024)),
+        ("blocks_per_sm", replace(KERNEL, dynamic_bytes=100 << 10)),
+        ("blocks_per_sm", replace(KERNEL, threads=512)),
     ],
 )
 def test_each_excess_is_found(name: str, kernel: Kernel) -> None:
