@@ -45,9 +45,7 @@ def test_equals_specification_at_the_largest_vocabulary() -> None:
 
 def test_equals_specification_on_random_rows() -> None:
     rng = random.Random(11)
-    calls = [sample_call(rng) for _ in range(150)] + [
-        wide_call(rng) for _ in range(40)
-    ]
+    calls = [sample_call(rng) for _ in range(150)] + [wide_call(rng) for _ in range(40)]
     assert [i for i, call in enumerate(calls) if not agree(call)] == []
 
 
