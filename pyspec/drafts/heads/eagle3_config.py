@@ -185,8 +185,8 @@ def head_layer(raw: Mapping[str, Any], kinds: tuple[str, ...]) -> ModelConfig:
     fields = Fields("head", raw)
     kind = fields.choice("model_type", kinds, kinds[0])
     architecture, defaults = _LAYER_DEFAULTS[kind]
-    sliding = set(fields.sequence("layer_types", [])) - {"full_attention"} if kind == "llama" else ()
-    _check(not sliding, "layer_types", "full_attention in a head of Llama layers", sliding)
+    for name in fields.sequence("layer_types", []) if kind == "llama" else ():
+        _check(name == "full_attention", "layer_types", "full_attention in a head of Llama layers", name)
     special = ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings")  # of no use to a head
     stated = {key: value for key, value in raw.items() if value is not None and key not in special}
     return config_from_hf({**defaults, **stated, "architectures": [architecture]})
