@@ -162,6 +162,29 @@ def test_verifiers_with_fresh_randomness(
     assert sum(record.drafted for record in steps.records) > len(steps.records)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+@pytest.mark.parametrize("name", ["eagle3", "medusa"])
+def test_a_head_of_nonsense_changes_nothing(
+    name: str, value: float, made: Callable[[str], tuple[Path, str | Path]], tmp_path: Path
+) -> None:
+    target, good = made(name)
+    tensors = load_file(Path(good) / "model.safetensors")
+    key = "lm_head.weight" if name == "eagle3" else "1.2.weight"
+    tensors[key][::2] = value
+    tensors[key.replace("lm_head", "norm")][0] *= value
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((Path(good) / "config.json").read_text())
+    plain = LLM(target, speculation="off", **OPTIONS)
+    for policy in (None, GrownHybridPolicy((2, 2))):
+        verifier = "shared_noise" if policy is None else "traversal"
+        llm = LLM(
+            target, speculation="always", draft=tmp_path, draft_policy=policy, verifier=verifier, **OPTIONS
+        )
+        got, want = (answers(x, PROMPTS, sampling()) for x in (llm, plain))
+        assert got[0] == want[0]  # the greedy one
+        assert policy is not None or got == want
+
+
 def reference_logits(draft: Path, target: LLM, text: list[int], drafted: list[int]) -> Tensor:
     """What the plain head says, in float64: [1 + len(drafted), V], -inf for tokens that it does not have.
 
