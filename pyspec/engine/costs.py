@@ -74,7 +74,8 @@ class CostMeter:
                 times.append(time.perf_counter() - start)
             seconds.append(min(times[1:]))
         slope = max(0.0, (seconds[1] - seconds[0]) / (most - 1)) if most > 1 else 0.0
-        return LinearCost(max(0.0, seconds[0] - slope), slope)
+        # The host's part comes with the first steps: little weight for what the op alone takes.
+        return LinearCost(max(0.0, seconds[0] - slope), slope, weight=0.2, free=8)
 
     def measure(self, key: str, max_nodes: int, max_batch: int, max_context: int) -> StepCost:
         """Costs for this machine: the model's table is kept under `key` (model, executor, threads ...)."""
