@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 PHASES = ("draft", "model", "verify")
+ENOUGH = 8  # plain steps, to compare what they took with what was expected
 MAX_TEXTS = 64  # distinct reasons and failures that are counted apart; the rest is "other"
 
 
@@ -172,6 +173,7 @@ class Statistics:
         self.failures: Counter[str] = Counter()
         self.seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
         self._compared = self._plain = 0.0
+        self._plain_steps, self._plain_seconds, self._plain_expected = 0, 0.0, 0.0
 
     def record(self, record: StepRecord) -> None:
         """Count one request's part in one step."""
@@ -190,6 +192,10 @@ class Statistics:
         if record.plain_seconds is not None:
             self._compared += share * record.seconds.total
             self._plain += share * record.plain_seconds * len(record.emitted)
+            if record.nodes == record.batch and not record.draft:
+                self._plain_steps += 1
+                self._plain_seconds += record.seconds.total
+                self._plain_expected += record.plain_seconds
 
     @property
     def steps(self) -> int:
@@ -211,10 +217,14 @@ class Statistics:
 
         (sum of emitted tokens x seconds of a plain step of the same requests) / (sum of seconds of the steps taken). A plain step
         emits one token per request; what it costs is the table measured at start-up for this batch and context, times how much
-        slower or faster than that table the machine has been lately. Steps that also computed prompts are left out. An
-        estimate: the plain steps were not run.
+        slower or faster than that table the machine has been lately, times what the plain steps of this run (of at least
+        ENOUGH) took over that: with the host's part and the machine's interruptions. Steps that also computed prompts are
+        left out. An estimate: the other plain steps were not run.
         """
-        return self._plain / self._compared if self._compared > 0 else None
+        if self._compared <= 0:
+            return None
+        known = self._plain_steps >= ENOUGH
+        return (self._plain_seconds / self._plain_expected if known else 1.0) * self._plain / self._compared
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON can hold it."""

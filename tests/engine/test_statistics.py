@@ -83,6 +83,23 @@ def test_ratio_to_plain_is_seconds_that_plain_steps_would_have_taken() -> None:
     assert statistics.seconds == before
 
 
+def test_plain_steps_of_the_run_say_what_plain_steps_cost() -> None:
+    statistics = Statistics()
+    plain = record(
+        TokenTree.chain([7]), [0], draft="", drafted=0, plain_seconds=4.0
+    )  # 6 s where 4 were expected
+    for _ in range(7):
+        statistics.record(plain)
+    assert statistics.ratio_to_plain == pytest.approx(4 / 6)
+    statistics.record(plain)
+    assert statistics.ratio_to_plain == pytest.approx(1.0)
+    for _ in range(8):
+        statistics.record(
+            record(TREE, [0, 3, 5], plain_seconds=4.0)
+        )  # three tokens in the time of one plain step
+    assert statistics.ratio_to_plain == pytest.approx(2.0)
+
+
 def test_drafts_reasons_and_failures_are_counted_apart() -> None:
     statistics = Statistics()
     plain = TokenTree.chain([7])
