@@ -40,6 +40,7 @@ TILES = {
     "kernels/build_tree": _TRITON_ROW,
     "kernels/commit_kv": "one program a request, head and chunk of a row",
     "kernels/dots": "up to 1024 channels of a row: the parts of K are read in order",
+    "kernels/draw_children": _TRITON_ROW,
     "kernels/edit_logits": "4096 tokens of a row, 4 warps: as edit_parts",
     "kernels/embedding": _TRITON_ELEMENTS,
     "kernels/fp8_linear": _TRITON_LINEAR,

@@ -53,12 +53,8 @@ def log(x):
 
 
 @triton.jit
-def words(first, seed, stream, position, TOKENS: tl.constexpr):
-    """The random words of tokens first .. first + TOKENS - 1 as uint32 [TOKENS]; first is a multiple of 4."""
-    c0 = (first // 4 + tl.arange(0, TOKENS // 4)).to(tl.uint32)
-    c1 = tl.zeros_like(c0) + position.to(tl.uint32, bitcast=True)
-    c2 = tl.zeros_like(c0) + stream.to(tl.uint32, bitcast=True)
-    c3 = tl.zeros_like(c0)
+def philox(c0, c1, c2, c3, seed):
+    """Four words for every counter (uint32 of one shape)."""
     k0, k1 = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
     low_factor, high_factor = (
         tl.full(c0.shape, 0xD2511F53, tl.uint32),
@@ -70,7 +66,30 @@ def words(first, seed, stream, position, TOKENS: tl.constexpr):
         c1, c3 = high, low
         k0 += tl.full([], 0x9E3779B9, tl.uint32)
         k1 += tl.full([], 0xBB67AE85, tl.uint32)
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def words(first, seed, stream, position, TOKENS: tl.constexpr):
+    """The random words of tokens first .. first + TOKENS - 1 as uint32 [TOKENS]; first is a multiple of 4."""
+    c0 = (first // 4 + tl.arange(0, TOKENS // 4)).to(tl.uint32)
+    c1 = tl.zeros_like(c0) + position.to(tl.uint32, bitcast=True)
+    c2 = tl.zeros_like(c0) + stream.to(tl.uint32, bitcast=True)
+    c0, c1, c2, c3 = philox(c0, c1, c2, tl.zeros_like(c0), seed)
     return tl.interleave(tl.interleave(c0, c2), tl.interleave(c1, c3))
+
+
+@triton.jit
+def uniform(seed, stream, step, node, item, PURPOSE: tl.constexpr):
+    """A number in [0, 1) of one node and purpose: float64."""
+    zero = tl.zeros([4], tl.uint32)  # four alike: the functions take blocks
+    c3 = (node.to(tl.uint32, bitcast=True) << 8) | PURPOSE
+    first, second, _, _ = philox(
+        zero + item.to(tl.uint32, bitcast=True), zero + step.to(tl.uint32, bitcast=True),
+        zero + stream.to(tl.uint32, bitcast=True), zero + c3, seed,
+    )  # fmt: skip
+    bits = ((first.to(tl.uint64) << 32) | second.to(tl.uint64)) >> 11
+    return tl.max(bits.to(tl.int64).to(tl.float64) * (2.0**-53), axis=0)
 
 
 @triton.jit
