@@ -64,31 +64,44 @@ class LinearCost:
 
 
 class DraftCost:
-    """Seconds of one call of a draft: by requests for structures of the host, by levels for a model that is run level by level."""
+    """Seconds of a call of a draft: by requests for structures of the host; for a model, by its levels, and by the entries of the text
+    that it had to catch up with first. Up to STEADY entries a request belong to every call."""
+
+    STEADY = 32
 
     def __init__(self) -> None:
         self._by_requests = LinearCost(1e-4, 1e-5, weight=0.01)
-        self._by_levels = LinearCost(1e-3, 1e-3, weight=0.01)
-        self.levels = 0.0
+        self._by_levels = LinearCost(1e-4, 1e-4, weight=0.01)
+        self.levels, self.entry_seconds = 0.0, 0.0
         self.calls = 0
 
     def seconds(self, requests: int) -> float:
-        """Of a call for that many requests."""
+        """Of a call for that many requests that have nothing to catch up with."""
         return self._by_levels(self.levels) if self.levels else self._by_requests(requests)
+
+    def following(self, entries: int) -> float:
+        """Seconds more for a request that is so many entries behind."""
+        return self.entry_seconds * entries if entries > self.STEADY else 0.0
 
     @property
     def level_seconds(self) -> float:
         """Of one more level; 0 for a draft without levels."""
         return self._by_levels.slope if self.levels else 0.0
 
-    def observe(self, requests: int, levels: int, seconds: float) -> None:
-        """One call: how many requests, forwards of a draft model (0: none was run), and how long."""
+    def observe(self, requests: int, levels: int, seconds: float, entries: int = 0) -> None:
+        """One call: how many requests, forwards of a draft model (0: none was run), how long, and entries that were behind."""
         self.calls += 1
-        if levels:
+        if not levels:
+            if not self.levels:
+                self._by_requests.observe(requests, seconds)
+            return
+        if entries > self.STEADY * requests:
+            found = max(0.0, seconds - self._by_levels(levels)) / entries
+            known = self.entry_seconds or found
+            self.entry_seconds = known + (min(found, BAND * known) - known) / 4
+        else:
             self._by_levels.observe(levels, seconds)
-            self.levels = levels if not self.levels else self.levels + (levels - self.levels) / 16
-        elif not self.levels:
-            self._by_requests.observe(requests, seconds)
+        self.levels = levels if not self.levels else self.levels + (levels - self.levels) / 16
 
 
 class StepCost:

@@ -6,7 +6,7 @@ verifies n nodes more than the roots, by a draft that took d seconds, is
 
     benefit = accepted nodes - rate x (seconds(n) - seconds(0) + d)
 
-tokens ahead of plain decoding. Three rules, each on its own simple:
+tokens ahead of plain decoding. Three rules:
 
 1. Size. Nodes join in order of estimated acceptance over all requests; the number of them maximises
    sum of estimates - speed-up x rate x (seconds(n) - seconds(0)), where speed-up is what was reached lately: the time of a step is
@@ -18,6 +18,8 @@ tokens ahead of plain decoding. Three rules, each on its own simple:
    A call or a tree whose cost is not covered is not made; a tree is cut to what is covered. Whatever acceptance turns out to be, a
    request so falls behind plain decoding by at most ALLOWANCE + CREDIT x steps tokens, as far as the costs are right.
 
+A draft's model that is behind a text (it has not seen the prompt, or was not asked for long) must catch up first. That is not a request's
+bet but the engine's: a fund for each draft pays it, FUND tokens at first, CREDIT with every step and request, and what the draft wins.
 Costs are known only of what is done: where every step has a tree, a plain one is made now and then, for at most PROBE tokens a step.
 Estimates come from pyspec/trees/acceptance.py, costs from pyspec/trees/online.py, the numbers from pyspec/trees/request_plan.py.
 """
@@ -58,6 +60,7 @@ class Planner(Estimates):
         self._plain = 1.0
         self._kinds: dict[str, int] = {}
         self._since_plain, self._baseline = 0, False
+        self._funds: dict[str, float] = {}
         self._plans: list[RequestPlan] = []  # of the last planned step
         self._resting, self._rested = 0, 0  # steps that need no planning: still to come, and since that step
         self._tokens, self._time = 0.0, 0.0  # decayed sums of the speed-up
@@ -98,8 +101,7 @@ class Planner(Estimates):
     def begin(self, plans: Sequence[RequestPlan], contexts: Sequence[int]) -> None:
         """A step of decoding requests with these committed lengths (at least one)."""
         if not plans or len(contexts) != len(plans):
-            rule = f"one per request ({len(plans)})"
-            raise ValueError(f"Planner.begin: contexts must be {rule}, got {len(contexts)}")
+            raise ValueError(f"Planner.begin: contexts must be {len(plans)} >= 1 values, got {len(contexts)}")
         self._began, self._asked, self._called, self._handled = self._clock(), 0, 0.0, 0.0
         self._batch, self._context = len(plans), sum(contexts) / len(contexts)
         self._kinds = {}
@@ -110,9 +112,11 @@ class Planner(Estimates):
         for plan in self._plans if self._rested else ():
             plan.rest(self._rested)
         self._plans, self._rested, self._resting = list(plans), 0, rules.LONGEST_REST
-        for plan in plans:
-            plan.asked, plan.charge, plan.expected = {}, 0.0, 0.0
+        for plan, context in zip(plans, contexts, strict=True):
+            plan.asked, plan.charge, plan.expected, plan.context = {}, 0.0, 0.0, context
             plan.rest(1)
+        for draft, fund in self._funds.items():
+            self._funds[draft] = min(rules.LARGEST_FUND, fund + rules.CREDIT * len(plans))
 
     def ask(
         self, draft: str, plans: Sequence[RequestPlan], gains: Sequence[float] | None = None
@@ -128,46 +132,44 @@ class Planner(Estimates):
         for i, plan in enumerate(plans):
             worth = plan.worth.setdefault(draft, Worth())
             already = gains[i] if gains is not None else 0.0
-            yes = (
-                worth.calls < rules.TRIALS
-                or worth.benefit - already > tokens
-                or (worth.paid and already < tokens)
-                or worth.waited * rules.PROBE >= tokens
-            )
-            wanted.append(yes and plan.allowance >= tokens + node)
+            yes = worth.asks(tokens, already)
+            covered = self._behind(cost, plan, draft) <= self._funds.setdefault(draft, rules.FUND)
+            wanted.append(yes and plan.allowance >= tokens + node and covered)
             if wanted[-1]:
                 self._resting = 0
             else:
                 patience = 0.0 if yes else tokens / rules.PROBE - worth.waited
-                self._resting = min(
-                    self._resting, int(max(patience, (tokens + node - plan.allowance) / rules.CREDIT))
-                )
+                patience = max(patience, (tokens + node - plan.allowance) / rules.CREDIT)
+                self._resting = min(self._resting, int(patience))
         return wanted
 
     def drafted(self, draft: str, plans: Sequence[RequestPlan], levels: int, seconds: float) -> None:
         """A draft was called for these requests: forwards of its model (0: it has none), and how long it took."""
         cost = self.drafts.setdefault(draft, DraftCost())
-        cost.observe(len(plans), levels, seconds)
+        entries = sum(plan.context - plan.followed.get(draft, 0) for plan in plans) if levels else 0
+        cost.observe(len(plans), levels, seconds, entries)
         tokens = self._call_tokens(cost, max(1, len(plans)))
         self._asked, self._called = max(self._asked, len(plans)), self._called + seconds
         for plan in plans:
             plan.asked[draft] = tokens
             plan.allowance -= tokens
-            worth = plan.worth.setdefault(draft, Worth())
-            if worth.waited > rules.MEMORY:  # old evidence is worth less
-                worth.calls = min(worth.calls, rules.TRIALS)
-            worth.waited = 0
+            plan.worth.setdefault(draft, Worth()).asked()
+            self._funds[draft] = self._funds.get(draft, rules.FUND) - self._behind(cost, plan, draft)
+            plan.followed[draft] = plan.context
 
     def _call_tokens(self, cost: DraftCost, requests: int) -> float:
         """Tokens of time, for each of the requests, that calling a draft takes, with what handling a first proposal takes."""
         seconds = cost.seconds(requests) + (0.0 if self._asked else self._handling(requests))
         return self.rate * seconds / requests
 
+    def _behind(self, cost: DraftCost, plan: RequestPlan, draft: str) -> float:
+        """Tokens of time that a draft's model takes to catch up with a request's text."""
+        return self.rate * cost.following(plan.context - plan.followed.get(draft, 0))
+
     def budget(self, plan: RequestPlan, draft: str, limit: int) -> int:
         """Nodes, the root included, of a tree that will be verified whole: decided before its children are drawn.
 
-        The most expected tokens by what the draft's best, second best, ... nodes were worth on average; at most `limit`, and what the
-        allowance covers. 1: draw nothing.
+        The most expected tokens by what the draft's best nodes were worth on average, what the allowance covers. 1: draw nothing.
         """
         gains = self.profile(draft).best(limit - 1)
         extra = self.rate * self._extra_seconds(len(gains))
@@ -262,6 +264,7 @@ class Planner(Estimates):
         plan.allowance = min(rules.LARGEST, plan.allowance + benefit)
         for name, cost in plan.asked.items():
             plan.worth[name].observe(plan.expected - plan.charge, benefit, cost)
+            self._funds[name] += benefit - cost
         seconds = 1.0 + plan.charge + sum(plan.asked.values())
         decay = 1 - 1 / (64 * max(1, self._batch))
         self._tokens = decay * self._tokens + 1 + accepted

@@ -11,6 +11,10 @@ from .token_tree import TokenTree
 
 ALLOWANCE = 1.0  # tokens of time that a request owns at first
 CREDIT, LARGEST = 0.01, 8.0  # tokens
+FUND, LARGEST_FUND = (
+    32.0,
+    256.0,
+)  # tokens of time that an engine has for a draft's model to catch up with texts
 PROBE = 0.005  # tokens a step that asking without success, and verifying without success, may cost, each
 PROBE_NODES = 4
 LONGEST_REST = 8  # steps without planning
@@ -53,6 +57,21 @@ class Worth:
     paid: bool = False
     waited: int = 0
 
+    def asks(self, tokens: float, already: float) -> bool:
+        """Whether a call that takes `tokens` of time is expected to pay, or due; other drafts promise `already` accepted tokens."""
+        return (
+            self.calls < TRIALS
+            or self.benefit - already > tokens
+            or (self.paid and already < tokens)
+            or self.waited * PROBE >= tokens
+        )
+
+    def asked(self) -> None:
+        """A call is made."""
+        if self.waited > MEMORY:  # old evidence is worth less
+            self.calls = min(self.calls, TRIALS)
+        self.waited = 0
+
     def observe(self, expected: float, benefit: float, cost: float) -> None:
         """One call: the benefit that was expected of its tree (which varies less), and the one there was."""
         self.calls += 1
@@ -68,6 +87,10 @@ class RequestPlan:
     allowance: float = ALLOWANCE
     calibrations: dict[str, Calibration] = field(default_factory=dict)
     worth: dict[str, Worth] = field(default_factory=dict)
+    context: int = 0  # committed tokens
+    followed: dict[str, int] = field(
+        default_factory=dict
+    )  # of them, those that a draft's model has caught up with
     asked: dict[str, float] = field(
         default_factory=dict
     )  # drafts asked in this step, and their cost in tokens

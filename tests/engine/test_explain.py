@@ -41,7 +41,7 @@ def test_explanation_of_a_run() -> None:
         "Time: draft 12%, model 75%, verify 12%; 8.00 ms a step and request.",
         "Draft suffix+head: 5 tokens proposed in 1 steps, 2 verified, 1 accepted; 2.00 tokens a step.",
         "A call of suffix takes 0.49 ms; 1 calls.",
-        "A call of head takes 4.00 ms, 3.0 levels; 1 calls.",
+        "A call of head takes 3.93 ms, 3.0 levels; 1 calls.",
         "Accepted by depth: 100% (1/1), 0% (0/1)",
         "Accepted by rank:  50% (1/2)",
         f"      3    75%  {UNASKED}",
