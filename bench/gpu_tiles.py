@@ -35,6 +35,7 @@ TILES = {
     "follow_picks": "as pick_nodes, whose shared memory it has: one block a request",
     "best_children": _ONE_ROW,
     "draw_rows": _ONE_ROW,
+    "walk_drawn": "one block of 512 threads a request: its passes over rows follow one another",
     "merge_children": "as best_children: one block a request merges the candidates of its nodes",
     "kernels/append_kv": "one program a token and head",
     "kernels/build_tree": _TRITON_ROW,

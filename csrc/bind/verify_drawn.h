@@ -90,6 +90,8 @@ Walked verify_drawn(const at::Tensor& logits, const at::Tensor& tokens_, const a
   at::Tensor logprobs = at::empty({B.size, max_path}, logits.options());
   at::Tensor top_tokens = at::empty({B.size, max_path, num_logprobs}, tokens.options());
   at::Tensor top_logprobs = at::empty({B.size, max_path, num_logprobs}, logits.options());
+  const int64_t bytes = kPlace == Place::kGpu ? verify_drawn_workspace(T.size, B.size, V.size) : 0;
+  at::Tensor workspace = at::empty({bytes}, logits.options().dtype(at::kByte));
   kLaunch(logits.device(), {rows.const_data_ptr<float>(),
                             tokens.const_data_ptr<int32_t>(),
                             parents.const_data_ptr<int32_t>(),
@@ -122,7 +124,8 @@ Walked verify_drawn(const at::Tensor& logits, const at::Tensor& tokens_, const a
                             draft_rows.stride(0),
                             rows_stride(edited),
                             kind,
-                            with_logprobs});
+                            with_logprobs,
+                            workspace.mutable_data_ptr()});
   return {path, path_len, emitted, logprobs, top_tokens, top_logprobs};
 }
 

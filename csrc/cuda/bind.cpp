@@ -22,6 +22,7 @@
 #include "bind/sample.h"
 #include "bind/silu_mul.h"
 #include "bind/softcap.h"
+#include "bind/verify_drawn.h"
 #include "bind/verify_tree.h"
 #include "bind/w4a16_linear.h"
 #include "bind/w8a8_linear.h"
@@ -83,6 +84,7 @@ PYSPEC_CUDA_KERNEL(softcap, SoftcapParams)
 PYSPEC_CUDA_KERNEL(tree_attention, TreeAttentionCudaParams)
 PYSPEC_CUDA_KERNEL(tree_attention_plan, TreeAttentionCudaParams)
 PYSPEC_CUDA_KERNEL(tree_attention_run, TreeAttentionCudaParams)
+PYSPEC_CUDA_KERNEL(verify_drawn, VerifyDrawnParams)
 PYSPEC_CUDA_KERNEL(verify_tree, VerifyTreeParams)
 PYSPEC_CUDA_KERNEL(w4a16_linear, W4A16LinearParams)
 PYSPEC_CUDA_KERNEL(w8a8_linear, W8A8LinearParams)
@@ -115,6 +117,7 @@ PYSPEC_CUDA_LIBRARY(m) {
   m.impl("tree_attention", CudaTreeAttention::op);
   m.impl("tree_attention_plan", CudaTreeAttention::plan);  // schemas: pyspec/plans.py
   m.impl("tree_attention_run", CudaTreeAttention::run);
+  m.impl("verify_drawn", verify_drawn<launch_verify_drawn, Place::kGpu>);
   m.impl("verify_tree", verify_tree<launch_verify_tree, Place::kGpu>);
   m.impl("w4a16_linear", w4a16_linear<launch_w4a16_linear, Place::kGpu>);
   m.impl("w8a8_linear", w8a8_linear<launch_w8a8_linear, Place::kGpu>);

@@ -28,19 +28,17 @@ struct PlainWeights {
 };
 
 // The sums of the lanes (id mod 32) of a row's weights, to s.lanes: each one chain of additions, as in
-// lane_sum. weight(z, id) is that of a token. Ends with a barrier.
-template <typename Weight>
-__device__ inline void lane_sums(const Row& row, Scratch& s, Weight&& weight) {
+// lane_sum. weigh(i, w) sets the weights of tokens i .. i + 3, 0 beyond V. Ends with a barrier.
+template <typename Weigh>
+__device__ inline void lane_sums(int64_t V, Scratch& s, Weigh&& weigh) {
   double sum = 0;
   const int t = int(threadIdx.x);
   int half = 0;  // of the weights: one is written while the other is added up
-  for (int64_t base = 0; base < row.vocab(); base += kChunk, half ^= 1) {
-    double* weights = s.lists.weights + half * 4 * kPlane;
-    const int64_t i = base + 4 * t;
-    const float4 z = row.quad(i);
+  for (int64_t base = 0; base < V; base += kChunk, half ^= 1) {
+    double w[4], *weights = s.lists.weights + half * 4 * kPlane;
+    weigh(base + 4 * t, w);
 #pragma unroll
-    for (int k = 0; k < 4; ++k)
-      weights[k * kPlane + t] = weight(k == 0 ? z.x : k == 1 ? z.y : k == 2 ? z.z : z.w, i + k);
+    for (int k = 0; k < 4; ++k) weights[k * kPlane + t] = w[k];
     __syncthreads();
     if (t < kLanes) {
       const double* lane = weights + t % 4 * kPlane + t / 4;

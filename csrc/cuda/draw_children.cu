@@ -9,7 +9,7 @@
 //   34          the sums of the lanes before are not taken off
 //   35          places that are left keep what was there
 #include "cuda/categorical.cuh"
-#include "cuda/filters.cuh"
+#include "cuda/typical.cuh"
 #include "pyspec/draw_children.h"
 
 namespace pyspec {
@@ -43,7 +43,9 @@ __global__ void __launch_bounds__(kThreads, 1) draw_rows(const DrawChildrenParam
   const int fixed = p.rule == DrawRule::kHybrid ? count - 1 : 0;  // the last children, which are not drawn
   double total = 0;
   for (int j = -1; j < count - fixed;) {
-    cuda::lane_sums(row, s, weight);
+    cuda::lane_sums(p.V, s, [&](int64_t i, double (&w)[4]) {
+      cuda::for_each4(row.quad(i), i, [&](int k, float z, int64_t id) { w[k] = weight(z, id); });
+    });
     if (j < 0) {  // nothing is taken yet
       j = 0;
       total = cuda::sum_of_lanes(s);

@@ -94,10 +94,22 @@ class Draw {
   int64_t id_;
 };
 
-// The token of a law with noise. lists.keys[0 .. found) are the first tokens in order, at least `head` if
+// What is left of a row: keys up to kept.last, d of at least floor, e in the interval.
+struct Survivors {
+  Kept kept;
+  double inv_t, floor;
+  Interval interval;
+
+  __device__ bool has(const Row& row, float z, int64_t id) const {
+    return z > -kInfinity && make_key(z, id) <= kept.last && row.centred(z) * inv_t >= floor &&
+           interval.keeps(row.centred(z));
+  }
+};
+
+// What the filters of a law keep. lists.keys[0 .. found) are the first tokens in order, at least `head` if
 // there are so many; raw_sum is the sum of 2^((z - max) log2(e)), 0: unknown.
-__device__ inline int32_t draw(const Row& row, const Law& law, int64_t position, int head, int found,
-                               double raw_sum, Scratch& s) {
+__device__ inline Survivors filter(const Row& row, const Law& law, int head, int found, double raw_sum,
+                                   Scratch& s) {
   const double inv_t = 1.0 / double(law.temperature), scale = kLog2e * inv_t;
   const bool short_k = law.lists_k(row.vocab());
   int listed = head < found ? head : found;
@@ -123,12 +135,25 @@ __device__ inline int32_t draw(const Row& row, const Law& law, int64_t position,
     interval = typical({row, inv_t, scale, lowest, kept.last}, law.typical_p, s);
     kept.listed = 0;  // the list has been written over
   }
+  return {kept, inv_t, floor, interval};
+}
+
+// How many of the first tokens in order the filters want to know: top-k's, or the head in which top-p usually
+// ends.
+__device__ inline int head_of(const Law& law, int64_t vocab) {
+  return law.lists_k(vocab) ? law.top_k : law.top_p < 1 ? kHead : 0;
+}
+
+// The token of a law with noise; arguments as of filter.
+__device__ inline int32_t draw(const Row& row, const Law& law, int64_t position, int head, int found,
+                               double raw_sum, Scratch& s) {
+  const Survivors left = filter(row, law, head, found, raw_sum, s);
   const Noise noise(law.seed, law.stream, position);
-  Draw tokens(row, noise, inv_t, floor, interval);
-  if (kept.listed > 0) {
-    tokens.from_list(s.lists.keys, kept.listed);
+  Draw tokens(row, noise, left.inv_t, left.floor, left.interval);
+  if (left.kept.listed > 0) {
+    tokens.from_list(s.lists.keys, left.kept.listed);
   } else {
-    tokens.from_row(kept.last);
+    tokens.from_row(left.kept.last);
   }
   return tokens.winner(s);
 }
@@ -154,6 +179,19 @@ __device__ inline void report_nothing(int32_t token, int64_t num_logprobs, const
   }
 }
 
+// A token picked elsewhere with its logprob in the row, and the row's first tokens.
+__device__ inline void report_raw(const float* logits, int64_t vocab, int32_t token, int64_t num_logprobs,
+                                  const Pick& out, Scratch& s) {
+  const Row raw(logits, vocab, s);
+  if (raw.dead()) return report_nothing(token, num_logprobs, out);
+  const double log_sum = log_positive(lane_sum(raw, s, Weights{raw, kLog2e, kNoKey}));
+  __syncthreads();
+  if (num_logprobs > 0) select_first(raw, int(num_logprobs), s);
+  report_first(raw, log_sum, num_logprobs, out, s);
+  if (threadIdx.x == 0) *out.token = token;
+  if (threadIdx.x == 0) *out.logprob = float(raw.centred(raw.value(token)) - log_sum);
+}
+
 // The pick from a row, or from `edited` if it is not null, at an absolute position. Every thread returns the
 // token; outputs are written.
 __device__ inline int32_t pick(const float* logits, const float* edited, int64_t vocab, int64_t position,
@@ -170,27 +208,18 @@ __device__ inline int32_t pick(const float* logits, const float* edited, int64_t
   const double log_sum = reports ? log_positive(raw_sum) : 0;
   // One pass gives the most likely tokens, top-k's and the head in which top-p usually ends.
   const bool greedy = law.temperature < kGreedyBelow;
-  const int head = greedy ? 0 : law.lists_k(row.vocab()) ? law.top_k : law.top_p < 1 ? kHead : 0;
+  const int head = greedy ? 0 : head_of(law, vocab);
   const int wanted = head > reported ? head : int(reported);
   const int found = wanted > 0 ? select_first(row, wanted, s) : 0;
   report_first(row, log_sum, reported, out, s);
   const int32_t token = greedy ? row.argmax() : draw(row, law, position, head, found, raw_sum, s);
-  float logprob = reports ? float(row.centred(row.value(token)) - log_sum) : 0.0f;
   if (with_logprobs && edited) {
     __syncthreads();  // the draw is done with the lists
-    const Row raw(logits, vocab, s);
-    if (raw.dead()) {
-      report_nothing(token, num_logprobs, out);
-      return token;
-    }
-    const double raw_log_sum = log_positive(lane_sum(raw, s, Weights{raw, kLog2e, kNoKey}));
-    __syncthreads();
-    if (num_logprobs > 0) select_first(raw, int(num_logprobs), s);
-    report_first(raw, raw_log_sum, num_logprobs, out, s);
-    logprob = float(raw.centred(raw.value(token)) - raw_log_sum);
+    report_raw(logits, vocab, token, num_logprobs, out, s);
+    return token;
   }
   if (threadIdx.x == 0) *out.token = token;
-  if (threadIdx.x == 0) *out.logprob = logprob;
+  if (threadIdx.x == 0) *out.logprob = reports ? float(row.centred(row.value(token)) - log_sum) : 0.0f;
   return token;
 }
 

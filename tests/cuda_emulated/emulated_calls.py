@@ -24,7 +24,7 @@ def tensors_of(value: Any) -> list[Tensor]:
 
 def written(op: str, args: list[Any], result: Any) -> list[Tensor]:
     """The results of a call, then what it wrote in place."""
-    terms = zip(OPS[op].inputs, args, strict=True)
+    terms = zip(OPS[op].inputs, args, strict=False)  # optional ones may be left out at the end
     return tensors_of(result) + [arg for term, arg in terms if term.mutated and isinstance(arg, Tensor)]
 
 

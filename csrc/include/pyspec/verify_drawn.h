@@ -8,6 +8,13 @@ namespace pyspec {
 
 enum class DrawnWalk { kTopDown, kTraversal, kTarget };
 
+// What the CUDA kernel keeps of a node.
+struct DrawnNode {
+  int32_t first_child, last_child, next, previous;  // siblings; -1: none
+  double handed, mass, rho, weight;
+  int32_t failed;
+};
+
 struct VerifyDrawnParams {
   const float* logits;             // [T, V], row stride logits_stride_t
   const int32_t* tokens;           // [T]
@@ -36,7 +43,13 @@ struct VerifyDrawnParams {
   int64_t logits_stride_t, draft_stride_r, edited_stride_t;
   DrawnWalk walk;
   bool with_logprobs;  // else num_logprobs is 0
+  void* workspace;     // verify_drawn_workspace(T, B, V) bytes for the CUDA kernel
 };
+
+// The weights [V] of a node's two laws for every request, and every node.
+constexpr int64_t verify_drawn_workspace(int64_t T, int64_t B, int64_t V) {
+  return 2 * B * V * int64_t(sizeof(double)) + T * int64_t(sizeof(DrawnNode));
+}
 
 // Values must be in the ranges of the specification: the launch does not check them.
 void verify_drawn_cpu(const VerifyDrawnParams& p);
