@@ -18,6 +18,7 @@ from pyspec.engine.text import TextStream
 from pyspec.errors import UnsupportedError
 from pyspec.models.checkpoint import Checkpoint
 from pyspec.models.tokenizer import StreamDecoder
+from pyspec.trees.verifiers import Verifier
 
 Prompt: TypeAlias = str | Sequence[int]
 
@@ -34,10 +35,12 @@ class Admission:
         max_context: int,
         num_pages: int,
         page_size: int,
+        verifier: Verifier,
     ) -> None:
         self._checkpoint, self._config, self._executor = checkpoint, checkpoint.config, executor
         self._scheduler, self._speculator = scheduler, speculator
         self._max_context, self._num_pages, self._page_size = max_context, num_pages, page_size
+        self._verifier = verifier
         self._grammars: GrammarCompiler | None = None  # made for the first request with a grammar
 
     def requests(
@@ -76,7 +79,7 @@ class Admission:
         sample_index: int,
     ) -> Request:
         text = TextStream(stream_decoder(self._checkpoint, bool(params.stop)), tuple(params.stop))
-        draft = self._speculator.draft_for(params.speculation, ids)
+        draft = self._speculator.draft_for(params, sample_index, len(ids) + limit)
         return Request(ids, params, text, draft, limit, edits, prompt_index, sample_index)
 
     def _edits(self, ids: list[int], params: SamplingParams) -> RequestEdits | None:
@@ -124,6 +127,10 @@ class Admission:
         for name, tokens in named.items():
             if tokens and max(tokens) >= vocab:
                 raise ValueError(f"LLM: {name} must have tokens in [0, {vocab}), got {max(tokens)}")
+        if self._verifier.greedy and params.temperature > 0:
+            raise UnsupportedError(
+                f"LLM: temperature must be 0 with verifier 'greedy', got {params.temperature:g}; use verifier 'shared_noise'"
+            )
         special = (*params.edits, *(("typical_p",) if params.typical_p < 1 else ()))
         if special and (reason := self._executor.refusal(bool(params.edits), params.typical_p < 1)):
             raise UnsupportedError(

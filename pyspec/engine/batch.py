@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyspec.drafts.base import DrawnRows
+from pyspec.engine.drawn import BatchDrawn, DrawnTree
 from pyspec.engine.edits import BatchEdits
 from pyspec.engine.request import Request
 from pyspec.trees.token_tree import TokenTree
@@ -31,6 +33,7 @@ class Work:
     parents: NDArray[np.int32]
     depths: NDArray[np.int32]
     logit_rows: int
+    drawn: DrawnTree | None = None
 
     @staticmethod
     def prefill(request: Request, size: int) -> Work:
@@ -40,8 +43,10 @@ class Work:
         return Work(request, tokens, depths - 1, depths, int(request.kv_len + size == len(request.prompt)))
 
     @staticmethod
-    def decode(request: Request, tree: TokenTree) -> Work:
-        return Work(request, tree.tokens, tree.parents, tree.depths, len(tree))
+    def decode(request: Request, tree: TokenTree, rows: DrawnRows | None = None) -> Work:
+        """rows: what the tree's children were drawn from, if they were."""
+        drawn = None if rows is None else DrawnTree(tree, rows)
+        return Work(request, tree.tokens, tree.parents, tree.depths, len(tree), drawn)
 
     @property
     def row_parents(self) -> NDArray[np.int32]:
@@ -81,6 +86,7 @@ class StepBatch:
         self.root_positions, self._root_positions = _array(max_batch)
         self.longest_path = 0  # nodes of the deepest path among the rows
         self.edits = BatchEdits()
+        self.drawn = BatchDrawn()
         laws = [_array(max_batch, dtype) for dtype in LAWS.values()]
         self.laws, self._laws = [law for law, _ in laws], [array for _, array in laws]
         self.arrays: dict[str, NDArray] = {  # all of them by name
@@ -120,6 +126,7 @@ class StepBatch:
         )
         self.T, self.R, self.B = t, rows, len(works)
         self.edits.fill([work.request.edits if work.logit_rows else None for work in works])
+        self.drawn.fill([(work.logit_rows, work.drawn) for work in works])
         requests = [work.request for work in works]
         if requests != self.requests:  # the same requests as in the last step have the same parameters
             self.requests = requests

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -56,6 +58,14 @@ class KVCache:
         """K and V of all layers as pages [P, S, layers, G D], for commit_kv of GPUs: one launch, layers in place of heads."""
         k, v = (pages.permute(1, 2, 0, 3, 4).flatten(3) for pages in (self.k, self.v))
         return k, v
+
+    def copy_pages(self, sources: list[int], targets: list[int]) -> None:
+        """Copy whole pages of every layer; no target is a source."""
+        if sources:
+            for pages in (self.k, self.v):
+                # By numpy on the CPU: torch wakes its threads for a few kilobytes, and waits for them on a busy machine.
+                raw: Any = pages if pages.device.type != "cpu" else pages.view(torch.uint8).numpy()
+                raw[:, targets] = raw[:, sources]
 
     @property
     def nbytes(self) -> int:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,18 @@ import torch
 from pyspec.backends import num_threads
 from pyspec.engine.admission import Admission, Prompt, stream_decoder
 from pyspec.engine.batch import StepBatch, Work
-from pyspec.engine.executor import Weights, device_of, make_executor, resolve_executor, spare_pages
+from pyspec.engine.costs import CostMeter
+from pyspec.engine.draft_choice import DraftSpec, Target, add_rope_tables, default_policy, make_drafts
+from pyspec.engine.drawn import check_drafts
+from pyspec.engine.executor import (
+    GPU_EXECUTORS,
+    Weights,
+    device_of,
+    make_executor,
+    resolve_executor,
+    spare_pages,
+)
+from pyspec.engine.explain import explanation
 from pyspec.engine.features import HiddenStates
 from pyspec.engine.kv_pages import KVCache, PagePool
 from pyspec.engine.request import Completion, Request, StreamChunk
@@ -20,15 +32,14 @@ from pyspec.engine.runner import Runner
 from pyspec.engine.sampling_params import SPECULATION, SamplingParams
 from pyspec.engine.scheduler import Scheduler
 from pyspec.engine.speculation import Speculator
+from pyspec.engine.statistics import Observer, Observers, Statistics
 from pyspec.engine.text import TextStream
 from pyspec.models.chat import chat_prompt
 from pyspec.models.checkpoint import Checkpoint, open_checkpoint
 from pyspec.models.decoder import decoder
 from pyspec.models.fetch import resolve_model
-from pyspec.models.quant_formats import QuantTensor
-from pyspec.models.rope_table import rope_table
 from pyspec.models.tokenizer import Tokenizer
-from pyspec.trees.token_tree import TokenTree
+from pyspec.trees.policy import TreePolicy
 
 KV_DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 DEFAULT_CONTEXT = 4096
@@ -38,8 +49,14 @@ class LLM:
     """A loaded model.
 
     model: a known name (fetched and cached), a GGUF file, a Hugging Face folder, or an open Checkpoint.
-    speculation: "auto" (suffix trees where the measured cost says they pay), "suffix", "ngram", "random" (random
-    tree shapes, for tests) or "off". It never changes the answer.
+    speculation: "auto" (trees of the drafts where what they cost and bring says they pay), "always" (everything that they
+    propose), "suffix", "ngram", "random" (random tree shapes, for tests) or "off". It never changes the answer.
+    draft: what proposes trees: "suffix" (also None), "ngram", a folder, file or known name of a smaller model,
+    ("layer_skip", layers) for the model's own layers, a draft object (pyspec.drafts), or several of these, whose trees are merged.
+    draft_policy: how drafts with a model grow their trees (pyspec.trees.policy).
+    verifier: "shared_noise" (sampled answers are those of plain decoding with the same seed), "greedy" (the same, for requests
+    without sampling alone), or one with fresh randomness, whose answers follow the same law but are others with and without
+    speculation: "target", "block", "top_down", "traversal" (docs/ops/verification.md).
     max_batch requests run at once; max_context tokens are the longest prompt plus answer; max_nodes is the
     largest tree; prefill_chunk the most prompt tokens per step; page_size the tokens per KV page; num_pages
     defaults to what max_batch requests of max_context need. executor: "auto" (a GPU's if there
@@ -66,6 +83,9 @@ class LLM:
         executor: str = "auto",
         seed: int = 0,
         calibrate: bool = True,
+        draft: DraftSpec = None,
+        draft_policy: TreePolicy | None = None,
+        verifier: str = "shared_noise",
     ) -> None:
         if speculation not in SPECULATION:
             raise ValueError(f"LLM: speculation must be {'|'.join(SPECULATION)}, got {speculation!r}")
@@ -86,7 +106,6 @@ class LLM:
         self.num_pages = max_batch * width if num_pages is None else num_pages
         _check_size("num_pages", self.num_pages, 2**31 - 1)
 
-        self._max_nodes = max_nodes
         max_tokens = prefill_chunk + max_batch * max_nodes
         self._batch = StepBatch(max_tokens, max_batch * max_nodes, max_batch, width, page_size)
         executor = resolve_executor(executor)
@@ -100,22 +119,24 @@ class LLM:
             device_of(executor),
         )
         weights = Weights(self.checkpoint.weight)
-        factors = weights["rope_factors"] if "rope_factors" in self.checkpoint.names() else None
-        assert not isinstance(factors, QuantTensor)  # the loaders check that it is f32
-        for layer_type in sorted(set(config.layer_types)):
-            weights["rope_" + layer_type] = rope_table(
-                config, layer_type, self.max_context + max_nodes, factors
-            )
+        target = Target(
+            self.checkpoint, weights, executor, KV_DTYPES[kv_dtype], page_size, max_batch, self.max_context, max_nodes,
+            prefill_chunk, draft_policy or default_policy(max_nodes),
+        )  # fmt: skip
+        add_rope_tables(weights, self.checkpoint, target.positions())
+        drafts = make_drafts(draft, target)
+        self._batch.drawn.verifier = check_drafts(verifier, speculation, drafts, executor in GPU_EXECUTORS)
         make = lambda taps: make_executor(
             executor, decoder(config, taps), weights, self._cache, self._batch, self.checkpoint.release_pages
         )
-        self._executor = make(())
+        self._speculator = Speculator(speculation, drafts, max_nodes, config.vocab_size, seed, verifier)
+        self._executor = make(self._speculator.taps)
         self.executor_name = self._executor.name
         self._pool = PagePool(self.num_pages)
         self._features = HiddenStates(config, make, self._batch, self._pool, self.max_context)
         self._scheduler = Scheduler(self._pool, max_batch, page_size, max_nodes, prefill_chunk)
-        self._speculator = Speculator(speculation, max_nodes, config.vocab_size, seed)
         self._runner = Runner(self._executor, self._batch, self._scheduler, self._speculator, config.eos_ids)
+        self._runner.observer = self._observers = Observers()
         self._admission = Admission(
             self.checkpoint,
             self._executor,
@@ -124,9 +145,10 @@ class LLM:
             self.max_context,
             self.num_pages,
             page_size,
+            self._batch.drawn.verifier,
         )
         if calibrate and speculation == "auto":
-            self._calibrate()
+            self._calibrate(max_nodes, max_batch)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -139,13 +161,26 @@ class LLM:
         return self._pool.free_pages
 
     def memory_bytes(self) -> dict[str, int]:
-        """Bytes held: weights, kv, buffers."""
+        """Bytes held: weights, kv, buffers, and what drafts have of their own."""
         held = self._executor.nbytes()
         return {
             "weights": held["weights"],
             "buffers": held["buffers"] + self._features.nbytes(),
             "kv": self._cache.nbytes,
+            "drafts": sum(draft.nbytes() for draft in self._speculator.drafts),
         }
+
+    def statistics(self) -> Statistics:
+        """What all steps so far did and cost: acceptance by depth and rank, time by phase, reasons, speed against plain."""
+        return self._observers.statistics
+
+    def explain(self) -> str:
+        """Why speculation did what it did so far, in words and tables."""
+        return explanation(self.statistics(), self._speculator.planner)
+
+    def observed_by(self, observer: Observer) -> AbstractContextManager[None]:
+        """A context in which `observer` is told of every decoding request's steps."""
+        return self._observers.joined_by(observer)
 
     def generate(
         self,
@@ -242,23 +277,11 @@ class LLM:
         """
         return self._features.compute(tokens, layers)
 
-    def _calibrate(self) -> None:
-        """Measure what steps of 1..max_nodes nodes cost, on one request over pages that hold zeros."""
-        pages = list(range(min(self.num_pages, self._batch.page_table.size(1))))
-
-        def step(nodes: int, context: int) -> None:
-            request = Request(
-                [0], SamplingParams(), TextStream(None, ()), None, 1, pages=pages, kv_len=context
-            )
-            tree = TokenTree.chain([0] * nodes)
-            self._batch.fill([Work.decode(request, tree)])
-            self._executor.run()
-            self._executor.wait()
-
-        most = min(len(pages) * self._batch.page_size, self.max_context) - self._max_nodes
-        contexts = sorted({max(0, min(c, most)) for c in (64, 2048)})
+    def _calibrate(self, max_nodes: int, max_batch: int) -> None:
+        """Measure what steps and their verification cost, or take it from the cache."""
+        meter = CostMeter(self._executor, self._batch, self.num_pages)
         key = f"{self.executor_name} {self.checkpoint.path.name} {self.config} threads={num_threads()}"
-        self._speculator.calibrate(step, contexts, key)
+        self._speculator.plan_with(meter.measure(key, max_nodes, max_batch, self.max_context))
 
 
 def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -4,6 +4,10 @@
 from __future__ import annotations
 
 import time
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pyspec.drafts.base import Proposal
 from pyspec.engine.batch import StepBatch, Work
@@ -11,10 +15,12 @@ from pyspec.engine.executor import Executor
 from pyspec.engine.request import Request
 from pyspec.engine.scheduler import Scheduler
 from pyspec.engine.speculation import Speculator
+from pyspec.engine.statistics import Observer, PhaseSeconds, StepRecord
+from pyspec.trees.policy import PRUNABLE
 
 
 class Runner:
-    """Runs the step loop of the scheduler's requests on one executor."""
+    """Runs the step loop of the scheduler's requests on one executor. `observer` is told of every decoding request's steps."""
 
     def __init__(
         self,
@@ -26,62 +32,137 @@ class Runner:
     ) -> None:
         self._executor, self._batch, self._scheduler = executor, batch, scheduler
         self._speculator, self._eos = speculator, eos
+        self.observer: Observer | None = None
+        self._numbers: WeakKeyDictionary[Request, int] = WeakKeyDictionary()  # of requests that were observed
+        self._observed = 0
 
     def step(self) -> list[Request]:
         """Advance every running request by one step; return those that emitted tokens (finished ones are released)."""
         self._scheduler.admit()
-        works, proposals = self._plan()
+        decoding = [request for request in self._scheduler.running if not request.in_prefill]
+        planned = any(request.draft is not None and request.draft.mode == "auto" for request in decoding)
+        clock = time.perf_counter if planned or self.observer is not None else _no_clock
+        began = clock()
+        works, proposals = self._plan(decoding)
+        drafted = clock()
         self._batch.fill(works)
         self._executor.run()
+        if clock is not _no_clock:
+            self._executor.wait()
+        ran = clock()
+        before = {request: len(request.output) for request in decoding} if self.observer is not None else {}
+        paths = self._emit(works, proposals)
+        seconds = PhaseSeconds(drafted - began, ran - drafted, clock() - ran)
+        prompt_tokens = sum(len(work.tokens) for work in works[len(decoding) :])
+        self._speculator.finish(self._batch.T, prompt_tokens, seconds.model, seconds.verify)
+        for request, start in before.items():
+            self._record(
+                request, proposals[request], paths[request], start, seconds, len(before), prompt_tokens
+            )
         emitting = [work.request for work in works if work.logit_rows]
-        if emitting:
-            self._emit(works, proposals)
-        for work in works:
-            if not work.logit_rows:
-                work.request.kv_len += len(work.tokens)
         for request in emitting:
             if request.finish_reason:
                 request.finished = time.perf_counter()
                 self._scheduler.release(request)
         return emitting
 
-    def _plan(self) -> tuple[list[Work], dict[Request, Proposal]]:
+    def _plan(self, decoding: list[Request]) -> tuple[list[Work], dict[Request, Proposal]]:
+        """The step's work, decoding requests first."""
         sizes = self._scheduler.prefill_sizes()
-        decoding = [request for request in self._scheduler.running if not request.in_prefill]
         proposals = self._speculator.propose(decoding)
         for request in decoding:
-            if request.edits is not None:
+            if request.edits is not None and proposals[request].tree.drawn in PRUNABLE:
                 proposals[request] = request.edits.legal(proposals[request])
-        works = [Work.decode(request, proposals[request].tree) for request in decoding]
+        works = [
+            Work.decode(request, proposals[request].tree, proposals[request].drawn) for request in decoding
+        ]
         works += [Work.prefill(request, size) for request, size in sizes.items()]
         return works, proposals
 
-    def _emit(self, works: list[Work], proposals: dict[Request, Proposal]) -> None:
-        """Walk the trees and hand what their nodes emit to the requests; the executor compacts the cache behind them."""
-        asked = [work.request.params.logprobs for work in works if work.logit_rows]
-        wanted = max((n for n in asked if n is not None), default=None)
-        path, path_len, emitted, logprobs, top_tokens, top_logprobs = self._executor.verify(wanted)
-        now = time.perf_counter()
+    def _emit(self, works: list[Work], proposals: dict[Request, Proposal]) -> dict[Request, list[int]]:
+        """Walk the trees, hand what their nodes emit to the requests, and what is committed to their drafts; the accepted paths.
+
+        The executor compacts the cache behind them.
+        """
+        taps = self._executor.taps() if self._speculator.taps else None
+        if any(work.logit_rows for work in works):
+            asked = [work.request.params.logprobs for work in works if work.logit_rows]
+            watched = self.observer is not None and getattr(self.observer, "wants_logprobs", True)
+            least = 0 if watched else None  # records have the emitted tokens' logprobs where somebody looks
+            wanted = max((n for n in asked if n is not None), default=least)
+            path, path_len, emitted, logprobs, top_tokens, top_logprobs = self._executor.verify(wanted)
+        now, end, paths = time.perf_counter(), 0, {}
+        rows: NDArray[np.int32] | slice
         for b, work in enumerate(works):
-            if not work.logit_rows:
-                continue
-            request, n = work.request, int(path_len[b])
-            if request.in_prefill:
-                request.kv_len += len(work.tokens)
-                request.prefilled = now
-                committed: list[int] = []
-            else:
+            request, begin = work.request, end
+            end += len(work.tokens)
+            n = int(path_len[b]) if work.logit_rows else 0
+            if request in proposals:
                 request.kv_len += n
                 request.steps += 1
                 request.drafted_nodes += len(work.tokens) - 1
-                committed = work.tokens[path[b, :n]].tolist()
-                self._speculator.observe(request, proposals[request], path[b, :n])
-            top = [
-                list(zip(top_tokens[b, i].tolist(), top_logprobs[b, i].tolist(), strict=True))[
-                    : request.params.logprobs
+                nodes = path[b, :n]
+                paths[request] = nodes.tolist()
+                self._speculator.observe(request, proposals[request], nodes)
+                committed, rows = work.tokens[nodes], nodes + begin
+            else:
+                request.kv_len += len(work.tokens)
+                committed, rows = work.tokens, slice(begin, end)
+                request.prefilled = now
+            if n:
+                top = [
+                    list(zip(top_tokens[b, i].tolist(), top_logprobs[b, i].tolist(), strict=True))[
+                        : request.params.logprobs
+                    ]
+                    for i in range(n if request.params.logprobs else 0)
                 ]
-                for i in range(n if request.params.logprobs else 0)
-            ]
-            request.emit(emitted[b, :n].tolist(), logprobs[b, :n].tolist(), top, self._eos)
-            if request.draft is not None and committed:
-                request.draft.extend(committed)
+                request.emit(emitted[b, :n].tolist(), logprobs[b, :n].tolist(), top, self._eos)
+            if request.draft is not None and request.finish_reason is None:
+                features = {} if taps is None else self._speculator.features_of(taps[rows])
+                request.draft.extend(committed.tolist(), features)
+        return paths
+
+    def _record(
+        self,
+        request: Request,
+        proposal: Proposal,
+        path: list[int],
+        start: int,
+        seconds: PhaseSeconds,
+        batch: int,
+        prompt_tokens: int,
+    ) -> None:
+        assert self.observer is not None
+        if request not in self._numbers:
+            self._numbers[request] = self._observed
+            self._observed += 1
+        draft = request.draft
+        planned = draft is not None and draft.mode == "auto"
+        self.observer.record(
+            StepRecord(
+                request=self._numbers[request],
+                step=request.steps - 1,
+                root_position=request.kv_len - len(path),
+                tokens=proposal.tree.tokens,
+                parents=proposal.tree.parents,
+                path_probability=proposal.path_probability,
+                path=path,
+                emitted=request.output[start:],
+                logprobs=request.logprobs[start:],
+                seconds=seconds,
+                batch=batch,
+                nodes=self._batch.T,
+                prompt_tokens=prompt_tokens,
+                draft="" if draft is None else draft.drafted_by,
+                drafted=0 if draft is None else draft.drafted,
+                reason="speculation is off" if draft is None else draft.reason,
+                failure="" if draft is None else draft.failure,
+                plain_seconds=self._speculator.planner.plain_seconds if planned else None,
+                top_logprobs=request.top_logprobs[start:],
+            )
+        )
+
+
+def _no_clock() -> float:
+    """The time where nobody asks for it."""
+    return 0.0

@@ -11,7 +11,7 @@ from typing import Any
 
 from pyspec.engine.grammar import Grammar
 
-SPECULATION = ("off", "auto", "suffix", "ngram", "random")
+SPECULATION = ("off", "auto", "always", "suffix", "ngram", "random")
 MAX_IDS = 2**19  # tokens that one request may name: more than any vocabulary in use
 MAX_SAMPLES = 1024
 MAX_STOPS = 16

@@ -46,10 +46,12 @@ class Scheduler:
         return sizes
 
     def release(self, request: Request) -> None:
-        """Take a request out, wherever it is, and free its pages. Safe to call twice."""
+        """Take a request out, wherever it is, and free its pages and what its drafts hold. Safe to call twice."""
         if request in self.running:
             self.running.remove(request)
         if request in self.waiting:
             self.waiting.remove(request)
+        if request.draft is not None:
+            request.draft.close()
         self._pool.give_back(request.pages)
         request.pages = []

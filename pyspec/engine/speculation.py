@@ -1,99 +1,242 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which tree each request gets in each step: the draft's proposal, cut to the size that pays."""
+"""Which tree each request gets in each step: what its drafts propose, checked, merged, and cut to the size that pays.
+
+Mode "auto" asks drafts and cuts trees by what they cost and bring (pyspec/trees/planner.py); every other mode takes what they give.
+"""
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from pyspec.drafts.base import Draft, DraftState, Proposal
+from pyspec.drafts.base import Draft, Failure, Law, PerRequest, Proposal, check_proposal, reason_of
 from pyspec.drafts.ngram import NgramDraft
 from pyspec.drafts.suffix import SuffixDraft
+from pyspec.engine.costs import sampling_kind
+from pyspec.engine.drawn import unverifiable
 from pyspec.engine.request import Request
+from pyspec.engine.request_draft import RequestDraft
+from pyspec.engine.sampling_params import SamplingParams
 from pyspec.trees.builders import merge_trees, random_tree
-from pyspec.trees.cost import Calibration, CostTable, choose_sizes
+from pyspec.trees.cost import CostTable
+from pyspec.trees.merging import merge_drafts
+from pyspec.trees.online import StepCost
+from pyspec.trees.planner import Planner, RequestPlan
+from pyspec.trees.policy import PRUNABLE
+from pyspec.trees.request_plan import UNASKED
+from pyspec.trees.token_tree import Drawn, TokenTree
 
-# A tree must promise this much more than plain decoding: the table leaves out drafting and the longer walk.
-MARGIN = 0.1
-
-
-class RequestDraft:
-    """The draft of one request: its state, what its predictions have been worth, and whether cost decides."""
-
-    def __init__(self, mode: str, state: DraftState) -> None:
-        self.mode, self.state = mode, state
-        self.calibration = Calibration()
-
-    def extend(self, tokens: Sequence[int]) -> None:
-        self.state.extend(tokens)
+ALWAYS = "every node that was drafted"
 
 
 class Speculator:
     """Proposes trees for decoding requests and learns from what was accepted."""
 
-    def __init__(self, mode: str, max_nodes: int, vocab_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        mode: str,
+        drafts: Sequence[Draft],
+        max_nodes: int,
+        vocab_size: int,
+        seed: int,
+        verifier: str = "shared_noise",
+    ) -> None:
+        """drafts: of modes that name none, in order of preference; suffix trees if there are none. verifier: of the trees."""
+        self._verifier = verifier
         self._mode, self._max_nodes, self._vocab_size = mode, max_nodes, vocab_size
         self._random = np.random.default_rng(seed)
-        self._drafts: dict[str, Draft] = {}
+        self._named: dict[str, Draft] = {}
+        self.drafts = tuple(drafts)
+        self.taps = tuple(sorted({layer for draft in drafts for layer in draft.taps}))
         # Flat until measured: nodes up to the largest tree cost nothing more than one.
-        self.table = CostTable((1,), (0,), ((1.0,),))
+        self.planner = Planner(StepCost(CostTable((1,), (0,), ((1.0,),))))
+        self.planned: list[Request] = []  # the "auto" requests of this step
+        self._drawing: set[Draft] = set()  # drafts whose trees are drawn with fresh randomness
 
-    def draft_for(self, mode: str | None, prompt: Sequence[int]) -> RequestDraft | None:
-        """The draft of a new request (mode None: the engine's), or None for plain decoding."""
-        mode = mode or self._mode
+    def draft_for(self, params: SamplingParams, sample_index: int, max_tokens: int) -> RequestDraft | None:
+        """The drafts of a new request whose text has at most max_tokens tokens, or None for plain decoding."""
+        mode = params.speculation or self._mode
         if mode == "off":
             return None
-        kind = "ngram" if mode == "ngram" else "suffix"
-        if kind not in self._drafts:
-            self._drafts[kind] = NgramDraft() if kind == "ngram" else SuffixDraft()
-        return RequestDraft(mode, self._drafts[kind].start(prompt))
+        law = Law(params.temperature, params.seed, params.stream_index + sample_index)
+        request = RequestDraft(mode, RequestPlan(sampling_kind(params)))
+        for draft in self._drafts_of(mode):
+            try:
+                request.states[draft] = draft.start(law, max_tokens)
+            except Exception as error:
+                request.off[draft.name] = reason_of(error)
+        return request
 
-    def calibrate(self, step: Callable[[int, int], object], contexts: Sequence[int], key: str) -> None:
-        """Measure seconds by nodes and context with step(nodes, context), or take them from the cache under `key`."""
-        nodes = [
-            n for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256, 512, 1024) if n <= self._max_nodes
-        ]
-        key = f"{platform.machine()} {platform.processor()} {key} nodes={nodes} contexts={list(contexts)}"
-        self.table = CostTable.cached(key, lambda: CostTable.measure(step, nodes, contexts))
+    def _drafts_of(self, mode: str) -> tuple[Draft, ...]:
+        if mode not in ("suffix", "ngram") and self.drafts:
+            return self.drafts
+        kind = "ngram" if mode == "ngram" else "suffix"
+        if kind not in self._named:
+            known = {draft.name: draft for draft in self.drafts}
+            new = PerRequest(kind, NgramDraft() if kind == "ngram" else SuffixDraft())
+            self._named[kind] = known.get(kind, new)
+        return (self._named[kind],)
+
+    def plan_with(self, cost: StepCost) -> None:
+        """Choose by these measured costs from now on."""
+        self.planner = Planner(cost)
 
     def propose(self, requests: Sequence[Request]) -> dict[Request, Proposal]:
         """One tree per decoding request, the sizes of "auto" ones chosen together by expected tokens per second."""
-        proposals = {request: self._proposal(request) for request in requests}
-        auto = [r for r in requests if r.draft is not None and r.draft.mode == "auto"]
-        if auto:
-            sizes = choose_sizes(
-                [proposals[r] for r in auto],
-                self.table,
-                [r.draft.calibration for r in auto if r.draft is not None],
-                [r.kv_len for r in auto],
-                MARGIN,
-            )
-            for request, size in zip(auto, sizes, strict=True):
-                proposals[request] = proposals[request].prefix(size)
+        proposals = {request: Proposal.root(request.root) for request in requests}
+        # A tree deeper than the room left would compute tokens that can never be emitted.
+        budgets = {r: min(self._max_nodes, r.room) for r in requests if r.draft is not None}
+        asking = [request for request, budget in budgets.items() if budget > 1]
+        self.planned = [r for r in requests if r.draft is not None and r.draft.mode == "auto"]
+        for request in budgets:
+            state = _of(request)
+            state.drafted_by, state.drafted, state.reason, state.failure = "", 0, ALWAYS, ""
+        if self.planned:
+            plans = [_of(r).plan for r in self.planned]
+            if self.planner.rest(plans):
+                asking = [request for request in asking if request not in self.planned]
+                for request in self.planned:
+                    _of(request).reason = UNASKED
+                self.planned = []
+            else:
+                self.planner.begin(plans, [r.kv_len for r in self.planned])
+        for draft in dict.fromkeys(d for request in asking for d in _of(request).states):
+            self._ask(draft, [r for r in asking if draft in _of(r).states], budgets, proposals)
+        for request in asking:
+            if _of(request).mode == "random":
+                proposals[request] = self._randomised(proposals[request], budgets[request])
+        self._cut(proposals)
         return proposals
+
+    def _ask(
+        self,
+        draft: Draft,
+        members: list[Request],
+        budgets: dict[Request, int],
+        proposals: dict[Request, Proposal],
+    ) -> None:
+        """Call one draft for the requests that want it now, and merge what it says into their proposals."""
+        auto = [request for request in members if _of(request).mode == "auto"]
+        if auto:
+            gains = [self._promised(request, proposals[request]) for request in auto]
+            wanted = self.planner.ask(draft.name, [_of(r).plan for r in auto], gains)
+            unwanted = {request for request, yes in zip(auto, wanted, strict=True) if not yes}
+            members = [request for request in members if request not in unwanted]
+            auto = [request for request in auto if request not in unwanted]
+        if (
+            draft in self._drawing
+        ):  # its trees are verified whole, so their size is chosen before they are drawn
+            budgets = budgets | {r: self.planner.budget(_of(r).plan, draft.name, budgets[r]) for r in auto}
+            members, auto = ([r for r in some if budgets[r] > 1] for some in (members, auto))
+        if not members:
+            return
+        started = time.perf_counter() if auto else 0.0
+        min_gain = self.planner.level_gain(draft.name) if len(auto) == len(members) else 0.0
+        roots, limits = [request.root for request in members], [budgets[request] for request in members]
+        try:
+            found = list(draft.propose([_of(r).states[draft] for r in members], roots, limits, min_gain))
+            if len(found) != len(members):
+                raise ValueError(f"propose must give {len(members)} proposals, got {len(found)}")
+        except Exception as error:
+            found = [Failure(reason_of(error))] * len(members)
+        if auto:
+            seconds = time.perf_counter() - started
+            self.planner.drafted(draft.name, [_of(r).plan for r in auto], draft.levels, seconds)
+        for request, proposal, limit in zip(members, found, limits, strict=True):
+            reason = proposal.reason if isinstance(proposal, Failure) else ""
+            reason = reason or check_proposal(proposal, request.root, limit, self._vocab_size)
+            if not reason and isinstance(proposal, Proposal):
+                reason = unverifiable(self._verifier, proposal, self._vocab_size)
+            if reason or isinstance(proposal, Failure):
+                _of(request).fail(draft, reason)
+            else:
+                _of(request).succeed(draft)
+                if proposal.tree.drawn not in PRUNABLE:
+                    self._drawing.add(draft)
+                self._add(request, draft.name, proposal, proposals, limit)
+
+    def _add(
+        self, request: Request, name: str, proposal: Proposal, proposals: dict[Request, Proposal], budget: int
+    ) -> None:
+        known, draft = proposals[request], _of(request)
+        if len(known.tree) > 1:
+            if len(proposal.tree) == 1:
+                return
+            paths = [self._likely(request, draft.drafted_by, known), self._likely(request, name, proposal)]
+            tree, path = merge_drafts([known.tree, proposal.tree], paths, budget)
+            name, proposal = f"{draft.drafted_by}+{name}", Proposal(tree, path)
+        draft.drafted_by, draft.drafted = name, len(proposal.tree) - 1
+        proposals[request] = proposal
+
+    def _likely(self, request: Request, name: str, proposal: Proposal) -> NDArray[np.float32]:
+        """Path probabilities of a proposal; where costs decide, those that its draft's past acceptance says."""
+        if _of(request).mode != "auto":
+            return proposal.path_probability
+        return self.planner.estimate(_of(request).plan, name, proposal).astype(np.float32)
+
+    def _promised(self, request: Request, proposal: Proposal) -> float:
+        """Accepted tokens that a proposal promises."""
+        if len(proposal.tree) == 1:
+            return 0.0
+        draft = _of(request)
+        return float(self.planner.estimate(draft.plan, draft.drafted_by, proposal)[1:].sum())
+
+    def _cut(self, proposals: dict[Request, Proposal]) -> None:
+        """Cut the trees of "auto" requests to the sizes that pay."""
+        if not self.planned:
+            return
+        drafts = [_of(request) for request in self.planned]
+        choices = self.planner.choose(
+            [draft.plan for draft in drafts],
+            [draft.drafted_by for draft in drafts],
+            [proposals[request] for request in self.planned],
+        )
+        for request, draft, choice in zip(self.planned, drafts, choices, strict=True):
+            if proposals[request].tree.drawn in PRUNABLE:  # others would be biased: see trees/verifiers.py
+                draft.reason = choice.reason
+                proposals[request] = proposals[request].prefix(choice.size)
 
     def observe(self, request: Request, proposal: Proposal, path: NDArray[np.int32]) -> None:
         """Learn from one verified proposal: `path` are the accepted nodes, root first."""
-        if request.draft is not None:
-            request.draft.calibration.observe(proposal.path_probability, path.tolist())
+        draft = request.draft
+        if self.planned and draft is not None and draft.mode == "auto":
+            self.planner.observe(draft.plan, draft.drafted_by, proposal, path.tolist())
 
-    def _proposal(self, request: Request) -> Proposal:
-        # A tree deeper than the room left would compute tokens that can never be emitted.
-        budget = min(self._max_nodes, request.room)
-        if request.draft is None or budget <= 1:
-            return Proposal.root(request.root)
-        proposal = request.draft.state.propose(request.root, budget)
-        return self._randomised(proposal, budget) if request.draft.mode == "random" else proposal
+    def finish(self, nodes: int, prompt_tokens: int, model: float, verify: float) -> None:
+        """Learn what the step cost: seconds of the model over `nodes` nodes, and of the verification."""
+        if self.planned:
+            plans = [_of(request).plan for request in self.planned]
+            self.planner.finish(plans, nodes, prompt_tokens, model, verify)
+
+    def features_of(self, taps: Tensor) -> dict[Draft, Tensor]:
+        """The columns of each draft with taps, of rows [n, len(self.taps) * hidden]."""
+        hidden = taps.size(1) // len(self.taps)
+        parts = dict(zip(self.taps, taps.split(hidden, 1), strict=True))
+        features = {}
+        for draft in self.drafts:
+            if draft.taps:
+                whole = draft.taps == self.taps
+                features[draft] = taps if whole else torch.cat([parts[layer] for layer in draft.taps], 1)
+        return features
 
     def _randomised(self, proposal: Proposal, budget: int) -> Proposal:
-        """The draft's tree with random branches grown into it, of a random size: for tests of exactness."""
+        """The drafts' tree with random branches grown into it, of a random size: for tests of exactness."""
         size = int(self._random.integers(1, budget + 1))
         noise = random_tree(
             size, self._vocab_size, int(self._random.integers(2**31)), root=int(proposal.tree.tokens[0])
         )
-        order = [proposal.tree, noise] if self._random.random() < 0.5 else [noise, proposal.tree]
+        tree = proposal.tree
+        drafted = TokenTree.unchecked(tree.tokens, tree.parents, Drawn.DETERMINISTIC, tree.pruned)
+        order = [drafted, noise] if self._random.random() < 0.5 else [noise, drafted]
         tree = merge_trees(order, budget)
         return Proposal(tree, np.full(len(tree), 1.0, dtype=np.float32))
+
+
+def _of(request: Request) -> RequestDraft:
+    assert request.draft is not None
+    return request.draft

@@ -51,7 +51,7 @@ class StepRecord(NamedTuple):
     path_probability  float32 [T]: the draft's probability that the target takes the path to each node
     path              accepted nodes, root first
     emitted           tokens that the request kept
-    logprobs          the model's natural log-probability of each emitted token
+    logprobs          the model's natural log-probability of each emitted token, where somebody asked for it
     seconds           of the whole step
     batch             requests that decode in this step, at least 1
     nodes             nodes of the whole step, of all its requests, tokens of prompts included
@@ -263,6 +263,11 @@ class Observers:
     def __init__(self) -> None:
         self.statistics = Statistics()
         self._others: list[Observer] = []
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """Whether somebody looks at the records themselves; the statistics need no logprobs."""
+        return bool(self._others)
 
     def record(self, record: StepRecord) -> None:
         """Tell all of them."""

@@ -16,7 +16,7 @@ from pyspec.engine.batch import StepBatch
 
 
 class Verified(NamedTuple):
-    """Results of verify_tree on the host, a row per request of the batch (path_len 0 where it had no logits)."""
+    """Results of verify_tree or verify_drawn on the host, a row per request of the batch (path_len 0 where it had no logits)."""
 
     path: NDArray[np.int32]
     path_len: NDArray[np.int32]
@@ -37,8 +37,14 @@ def verify_on_host(
     """Walk the batch's trees; commit(path, path_len) is called if some path does not lie where it belongs already."""
     trees = batch.trees()
     edits = batch.edits.arguments(logits.size(1), *trees[:3])
-    args = trees if edits is None else (*trees, ops.edit_logits(logits, *edits))
-    walked = ops.verify_tree(logits, *args, max_path=batch.longest_path, **logprob_options(num_logprobs))
+    edited = () if edits is None else (ops.edit_logits(logits, *edits),)
+    walk, longest = batch.drawn.verifier.walk, batch.longest_path
+    options = logprob_options(num_logprobs)
+    if walk:  # the root's position counts the steps: no two of a request begin at the same
+        args = (*trees[:3], *batch.drawn.arrays(logits.size(1)), *trees[3:], *edited)
+        walked = ops.verify_drawn(logits, *args, walk=walk, max_path=longest, **options)
+    else:
+        walked = ops.verify_tree(logits, *trees, *edited, max_path=longest, **options)
     verified = Verified(*(out.numpy() for out in walked))
     in_place = np.arange(verified.path.shape[1], dtype=np.int32)
     moved = ((verified.path != in_place) & (verified.path >= 0)).any(axis=1)

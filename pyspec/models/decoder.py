@@ -12,12 +12,18 @@ from pyspec.models.config import ModelConfig
 from pyspec.models.program import Program, Ref, Tracer, columns
 
 
-def decoder(config: ModelConfig, taps: Sequence[int] = ()) -> Program:
+def decoder(config: ModelConfig, taps: Sequence[int] = (), layers: Sequence[int] | None = None) -> Program:
     """Trace one step: T tokens in, logits of the R rows that the batch asks for out.
 
     taps: layers in [0, num_layers], each once. The output "taps" [T, len(taps) * hidden] then holds, in their order, the residual
-    stream that enters each of them (num_layers: what enters the final norm). ValueError for other layers.
+    stream that enters each of them (num_layers: what enters the final norm). layers: those that are computed, ascending; None for
+    all of them. The KV of the i-th lies in layer i of the cache. ValueError for other taps or layers.
     """
+    kept = range(config.num_layers) if layers is None else tuple(layers)
+    if not kept or list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= config.num_layers:
+        raise ValueError(
+            f"decoder: layers must ascend within [0, {config.num_layers}), got {list(layers or ())}"
+        )
     if not all(0 <= i <= config.num_layers for i in taps) or len(set(taps)) != len(taps):
         raise ValueError(
             f"decoder: taps must be distinct layers in [0, {config.num_layers}], got {list(taps)}"
@@ -33,10 +39,10 @@ def decoder(config: ModelConfig, taps: Sequence[int] = ()) -> Program:
             place = columns(tapped, taps.index(i) * config.hidden_size, config.hidden_size)
             trace.op("copy", (x,), place)
 
-    for i in range(config.num_layers):
+    for place, i in enumerate(kept):
         h = normalise(trace, config, x, delta, f"layers.{i}.attn_norm")
         tap(i)
-        delta = attention(trace, config, i, h)
+        delta = attention(trace, config, i, h, place)
         h = normalise(trace, config, x, delta, f"layers.{i}.mlp_norm")
         delta = feed_forward(trace, config, i, h)
     h = normalise(trace, config, x, delta, "final_norm")
@@ -57,8 +63,12 @@ def normalise(trace: Tracer, config: ModelConfig, x: Ref, delta: Ref | None, wei
     return trace.op("add_rms_norm", (x, delta), out, weight, eps=config.rms_eps)
 
 
-def attention(trace: Tracer, config: ModelConfig, i: int, h: Ref) -> Ref:
-    """Attention of layer i over normalised rows h; the result is to be added to the residual stream."""
+def attention(trace: Tracer, config: ModelConfig, i: int, h: Ref, place: int | None = None) -> Ref:
+    """Attention of layer i over normalised rows h; the result is to be added to the residual stream.
+
+    place: the layer of the cache where its KV lies, by default i.
+    """
+    place = i if place is None else place
     heads, kv_heads, dim = config.num_heads, config.num_kv_heads, config.head_dim
     layer, sliding = f"layers.{i}.", config.layer_types[i] == "sliding"
     qkv = trace.buffer("qkv", (heads + 2 * kv_heads) * dim)
@@ -72,9 +82,9 @@ def attention(trace: Tracer, config: ModelConfig, i: int, h: Ref) -> Ref:
         trace.op("rms_norm", (k,), k, layer + "k_norm", eps=config.rms_eps, heads=kv_heads)
     table = "rope_sliding" if sliding else "rope_full"
     trace.op("rope", (q,), q, table, heads=heads)
-    trace.op("append_kv", (k, v), k, table, layer=i, heads=kv_heads)
+    trace.op("append_kv", (k, v), k, table, layer=place, heads=kv_heads)
     attended = trace.op(
-        "tree_attention", (q,), trace.buffer("attended", heads * dim), layer=i, heads=heads,
+        "tree_attention", (q,), trace.buffer("attended", heads * dim), layer=place, heads=heads,
         scale=config.attn_scale, softcap=config.attn_softcap, window=config.sliding_window if sliding else 0,
     )  # fmt: skip
     out = trace.op(

@@ -55,7 +55,10 @@ class Level(NamedTuple):
 
 
 class Growth(Protocol):
-    """One tree that grows."""
+    """One tree that grows. tokens, parents: of all nodes added so far, the root first."""
+
+    tokens: list[int]
+    parents: list[int]
 
     def level(self) -> Level | None:
         """The next level, or None: the tree is done. The same until `add` is called."""

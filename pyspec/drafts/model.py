@@ -1,0 +1,337 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ModelDraft: trees grown level by level by a model of its own: a smaller one, some layers of the target, or a head on it.
+
+A level is one forward of the model for the frontiers of all requests, then one op for their children: build_tree, which for
+"shared_noise" adds the noise that the target itself will use at that position, or draw_children for verifiers that use
+draft probabilities. The model follows the text one entry per token. A head with features pairs the target's features of a token with
+the token behind it, so its entries begin with the second token, and an entry of the tree takes its parent's output for features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyspec import ops
+from pyspec.spec.pipeline import GREEDY_BELOW
+from pyspec.trees.grown_hybrid import GrownHybridPolicy
+from pyspec.trees.policy import PRUNABLE, BestFirstPolicy, Growth, Level, StaticPolicy, TreePolicy
+from pyspec.trees.shapes import shape_depths
+
+from .base import DraftState, DrawnRows, Failure, Law, Proposal
+
+if TYPE_CHECKING:
+    from pyspec.engine.draft_runner import Branches, DraftRunner
+
+
+class ModelState:
+    """Where the model is in one request's text."""
+
+    def __init__(self, runner: DraftRunner, law: Law, vocab_size: int, with_features: bool) -> None:
+        self._runner, self._vocab_size, self._with_features = runner, vocab_size, with_features
+        self.law, self.text = law, runner.open()
+        self.count = 0  # committed tokens
+        self.step = 0  # proposals so far
+        self.problem = ""  # why there can be none any more
+        self._tokens: list[int] = []  # committed ones whose entries are not computed yet
+        self._features: list[Tensor] = []  # of the entries to come, the root's is the last
+        self._last: Tensor | None = None  # features of the entry of the root
+        self._rooted = False  # whether the last entry is a root that is not committed yet
+
+    @property
+    def draw_temperature(self) -> float:
+        """Of children drawn with fresh randomness: that of the request, and 1 without sampling, where one token alone would have a weight."""
+        return self.law.temperature if self.law.temperature >= GREEDY_BELOW else 1.0
+
+    def extend(self, tokens: Sequence[int], features: Tensor | None = None) -> None:
+        """Queue entries; they are computed with the next proposal."""
+        if not len(tokens):
+            return
+        known = self._rooted or (self._with_features and not self.count)  # has its entry, or has none at all
+        self.count += len(tokens)
+        self._rooted = False
+        self._queue(tokens[1:] if known else tokens)
+        if self._with_features:
+            if features is None or len(features) != len(tokens):
+                found = "none" if features is None else list(features.shape)
+                raise ValueError(f"ModelDraft: features must be [{len(tokens)}, columns], got {found}")
+            self._features.append(features.clone())
+
+    def entries(self, root: int) -> tuple[list[int], Tensor | None]:
+        """Tokens, and features, of the entries that end with the root's."""
+        if self._rooted:  # a proposal was made and nothing came of it: the root's entry is computed again
+            self.text.row.kv_len -= 1
+            return [root], self._last
+        return [*self._tokens, root], torch.cat(self._features) if self._with_features else None
+
+    def computed(self, features: Tensor | None) -> None:
+        """The entries are in the model's cache."""
+        self._tokens, self._features, self._rooted = [], [], True
+        self._last = None if features is None else features[-1:]
+
+    def room(self) -> int:
+        """Entries that the model can still take."""
+        return self._runner.sizes.max_entries - self.text.length - len(self._tokens)
+
+    def close(self) -> None:
+        self._runner.close(self.text)
+
+    def _queue(self, tokens: Sequence[int]) -> None:
+        self._tokens += tokens
+        if len(tokens) and max(tokens) >= self._vocab_size:
+            self.problem = f"the draft model has {self._vocab_size} tokens, the text has token {max(tokens)}"
+
+
+class ModelDraft:
+    """A draft by a model that runs in `runner`.
+
+    vocab_size        of the target; model_vocab_size: token ids that the model can read
+    ids               int32, ascending: the target's token of each column of the model's logits; None: column x is token x, and
+                      columns beyond the target's vocabulary are not used
+    taps, features    layers of the target that it reads; whether entries have features as input
+    own_bytes         of weights that are the draft's alone
+    """
+
+    def __init__(
+        self,
+        name: str,
+        runner: DraftRunner,
+        policy: TreePolicy,
+        *,
+        vocab_size: int,
+        model_vocab_size: int,
+        ids: Tensor | None = None,
+        taps: tuple[int, ...] = (),
+        own_bytes: int = 0,
+    ) -> None:
+        depth, beam = extent(policy)
+        sizes = runner.sizes
+        if depth > sizes.max_depth or beam > sizes.beam:
+            rule = f"depth <= {sizes.max_depth} and beam <= {sizes.beam}"
+            raise ValueError(f"ModelDraft: policy must have {rule}, got {depth} and {beam}")
+        self.name, self.taps, self.levels = name, taps, 0
+        self.policy, self.runner = policy, runner
+        self._vocab_size, self._model_vocab_size, self._ids = vocab_size, model_vocab_size, ids
+        self._own_bytes = own_bytes
+
+    def start(self, law: Law, max_tokens: int) -> ModelState:
+        return ModelState(self.runner, law, self._model_vocab_size, bool(self.taps))
+
+    def nbytes(self) -> int:
+        return self._own_bytes + self.runner.nbytes()
+
+    def propose(
+        self,
+        states: Sequence[DraftState],
+        roots: Sequence[int],
+        budgets: Sequence[int],
+        min_gain: float = 0.0,
+    ) -> list[Proposal | Failure]:
+        results: list[Proposal | Failure] = [Proposal.root(root) for root in roots]
+        self.levels = 0
+        trees: list[_Tree] = []
+        for i, (state, root, budget) in enumerate(zip(states, roots, budgets, strict=True)):
+            assert isinstance(state, ModelState)
+            if root >= self._model_vocab_size:
+                state.problem = f"the draft model has {self._model_vocab_size} tokens, got token {root}"
+            elif state.room() < 1:
+                state.problem = f"the draft's context of {self.runner.sizes.max_entries} tokens is full"
+            if state.problem:
+                results[i] = Failure(state.problem)
+                continue
+            tree = _Tree(i, len(trees), state, self.policy.start(root, budget, min_gain))
+            if tree.level is not None:
+                trees.append(tree)
+        if not trees:
+            return results
+        logits, output = self._follow(trees, [roots[tree.index] for tree in trees])
+        growing = trees
+        while True:
+            self._expand(growing, self._over_vocabulary(logits))
+            depth = self.levels  # of the nodes just added
+            growing = [tree for tree in growing if tree.next_level() and depth < self.runner.sizes.max_depth]
+            if not growing:
+                break
+            logits, output = self._step(growing, output)
+        for tree in trees:
+            tree.state.step += 1
+            results[tree.index] = tree.proposal()
+        return results
+
+    def _follow(self, trees: Sequence[_Tree], roots: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        entries = [tree.state.entries(root) for tree, root in zip(trees, roots, strict=True)]
+        features = [rows for _, rows in entries if rows is not None]
+        result = self.runner.follow(
+            [tree.state.text for tree in trees], [tokens for tokens, _ in entries], features or None
+        )
+        for tree, (_, rows) in zip(trees, entries, strict=True):
+            tree.state.computed(rows)
+        self.levels += 1
+        return result
+
+    def _step(self, trees: Sequence[_Tree], output: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """One forward of all frontiers. `output`: of the last forward, a row per frontier node of it."""
+        tokens, lengths, tables, rows = [], [], [], []
+        for tree in trees:
+            length, table = tree.advance(self.runner)
+            tokens += tree.tokens
+            lengths.append(length)
+            tables.append(table)
+            rows += [tree.first_row + parent for parent in tree.parents]
+        first = 0
+        for tree in trees:
+            tree.first_row = first
+            first += len(tree.tokens)
+        inputs = None if output is None else output[torch.tensor(rows)]
+        self.levels += 1
+        return self.runner.step(
+            np.array(tokens, dtype=np.int32), np.concatenate(lengths), np.concatenate(tables), inputs
+        )
+
+    def _over_vocabulary(self, logits: Tensor) -> Tensor:
+        """Without columns that are no token of the target."""
+        if self._ids is None and logits.size(1) > self._vocab_size:
+            return logits[:, : self._vocab_size].contiguous()
+        return logits
+
+    def _expand(self, trees: Sequence[_Tree], logits: Tensor) -> None:
+        """Children of every frontier node, from its row of logits."""
+        levels = [tree.frontier for tree in trees]
+        counts = [len(level.nodes) for level in levels]
+        if self.policy.drawn not in PRUNABLE:
+            self._draw(trees, levels, counts, logits)
+            return
+        per_node = levels[0].per_node
+        owners = np.repeat(np.arange(len(trees)), counts) if per_node else np.arange(len(trees))
+        ends = np.arange(1, len(owners) + 1) if per_node else np.cumsum(counts)
+        laws = [trees[i].state for i in owners.tolist()]
+        token, parent, score = ops.build_tree(
+            logits,
+            torch.from_numpy(np.concatenate([level.scores for level in levels])),
+            _int32([0, *ends]),
+            _int32([state.count + self.levels for state in laws]),
+            torch.tensor([state.law.temperature for state in laws], dtype=torch.float32),
+            torch.tensor([state.law.seed for state in laws], dtype=torch.int64),
+            _int32([state.law.stream for state in laws]),
+            self._ids,
+            width=max(level.width for level in levels),
+            rule=self.policy.drawn.value,
+        )
+        tokens, parents, scores = token.numpy(), parent.numpy(), score.numpy()
+        first = 0
+        for i, (tree, count) in enumerate(zip(trees, counts, strict=True)):
+            if per_node:
+                part = slice(first, first + count)
+                below = np.repeat(np.arange(count), tokens.shape[1])
+                tree.add(tokens[part].reshape(-1), below, scores[part].reshape(-1))
+            else:
+                tree.add(tokens[i], parents[i], scores[i])
+            first += count
+
+    def _draw(
+        self, trees: Sequence[_Tree], levels: Sequence[Level], counts: Sequence[int], logits: Tensor
+    ) -> None:
+        states = [tree.state for tree, count in zip(trees, counts, strict=True) for _ in range(count)]
+        temperature = torch.tensor([state.law.temperature for state in states], dtype=torch.float32)
+        width = max(level.width for level in levels)
+        heat = torch.where(temperature > 0, temperature, torch.ones(())).unsqueeze(1)
+        top = torch.softmax(logits / heat, 1).topk(min(width, logits.size(1)), 1).values.numpy()
+        rows = np.split(np.arange(len(states)), np.cumsum(counts)[:-1])
+        wanted = np.concatenate(
+            [tree.growth.counts(top[part]) for tree, part in zip(trees, rows, strict=True)]
+        )
+        token, log_q = ops.draw_children(
+            logits,
+            _int32(wanted),
+            temperature,
+            torch.tensor([state.law.seed for state in states], dtype=torch.int64),
+            _int32([state.law.stream for state in states]),
+            _int32([state.step for state in states]),
+            _int32(np.concatenate([level.nodes for level in levels])),
+            width=width,
+            rule=self.policy.drawn.value,
+        )
+        if self._ids is not None:
+            token = torch.where(token < 0, token, self._ids[token.clamp(min=0).long()])
+        whole = self._whole_rows(logits)
+        for tree, level, part in zip(trees, levels, rows, strict=True):
+            tokens, scores = token.numpy()[part], level.scores[:, None] + log_q.numpy()[part]
+            tree.rows.append(whole[part])
+            tree.row_nodes += level.nodes.tolist()
+            tree.add(tokens.reshape(-1), np.repeat(np.arange(len(part)), width), scores.reshape(-1))
+
+    def _whole_rows(self, logits: Tensor) -> Tensor:
+        """Rows over the target's vocabulary that outlive the next forward."""
+        columns = logits.size(1)
+        if self._ids is None and columns == self._vocab_size:
+            return logits.clone()
+        whole = torch.full((logits.size(0), self._vocab_size), -torch.inf)
+        whole[:, slice(columns) if self._ids is None else self._ids.long()] = logits
+        return whole
+
+
+class _Tree:
+    """One request's tree while it grows."""
+
+    def __init__(self, index: int, row: int, state: ModelState, growth: Growth) -> None:
+        self.index, self.state, self.growth = index, state, growth
+        self.level = growth.level()
+        self.first_row = row  # of its frontier in the last forward
+        self.tokens: list[int] = []  # of the frontier's nodes
+        self.parents: list[int] = []  # their parents' places in the last frontier
+        self.rows: list[Tensor] = []
+        self.row_nodes: list[int] = []
+        self._branches: Branches | None = None
+
+    @property
+    def frontier(self) -> Level:
+        assert self.level is not None
+        return self.level
+
+    def add(self, tokens: NDArray[np.int32], parents: NDArray, scores: NDArray[np.float32]) -> None:
+        self.growth.add(tokens, parents, scores)
+
+    def next_level(self) -> bool:
+        """Move to the next frontier; False if the tree is done."""
+        place = {node: i for i, node in enumerate(self.frontier.nodes.tolist())}
+        self.level = self.growth.level()
+        if self.level is None:
+            return False
+        nodes = self.level.nodes.tolist()
+        self.tokens = [self.growth.tokens[node] for node in nodes]
+        self.parents = [place[self.growth.parents[node]] for node in nodes]
+        return True
+
+    def advance(self, runner: DraftRunner) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        if self._branches is None:
+            self._branches = runner.branches(self.state.text)
+        return self._branches.advance(self.parents)
+
+    def proposal(self) -> Proposal:
+        tree, probability = self.growth.finish()
+        drawn = None
+        if self.rows:
+            row_of = np.full(len(tree), -1, dtype=np.int32)
+            row_of[self.row_nodes] = np.arange(len(self.row_nodes))
+            drawn = DrawnRows(torch.cat(self.rows), row_of, self.state.draw_temperature)
+        return Proposal(tree, probability.astype(np.float32), drawn)
+
+
+def extent(policy: TreePolicy) -> tuple[int, int]:
+    """(levels, frontier nodes of one level) of a policy's largest tree."""
+    if isinstance(policy, BestFirstPolicy):
+        return max(1, policy.max_depth), policy.beam
+    if isinstance(policy, GrownHybridPolicy):
+        return max(1, len(policy.level_nodes)), max(policy.level_nodes, default=1)
+    assert isinstance(policy, StaticPolicy)
+    depths = np.bincount(shape_depths(policy.shape))
+    return max(1, len(depths) - 1), int(depths.max())
+
+
+def _int32(values: Sequence[int] | NDArray) -> Tensor:
+    return torch.tensor(np.asarray(values, dtype=np.int32))
