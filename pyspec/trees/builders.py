@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builders: best-first growth under a node budget, random trees, and the union of trees."""
+"""Builders: best-first growth under a node budget, random trees, the union of trees, and parts of them."""
 
 from __future__ import annotations
 
@@ -132,3 +132,22 @@ def merge_trees(trees: Sequence[TokenTree], max_nodes: int = MAX_NODES) -> Token
                     dropped = True
     links = np.array(parents, dtype=np.int32)
     return TokenTree(np.array(tokens, dtype=np.int32), links, first.drawn, dropped)
+
+
+def prune(tree: TokenTree, keep: Sequence[int]) -> TokenTree:
+    """The nodes of `tree` in `keep`, which must hold the root and every kept node's parent; marked pruned.
+
+    Deterministic and shared-noise trees stay exact for every verifier that took them, others for the walks
+    alone.
+    """
+    kept = sorted(set(keep))
+    if not kept or kept[0] != 0 or kept[-1] >= len(tree):
+        raise ValueError(f"prune: keep must hold the root and be < {len(tree)}, got {list(keep)}")
+    place = {node: i for i, node in enumerate(kept)}
+    parents = tree.parents.tolist()
+    for node in kept[1:]:
+        if parents[node] not in place:
+            raise ValueError(f"prune: keep must hold every parent, got {node} without {parents[node]}")
+    links = np.array([-1] + [place[parents[node]] for node in kept[1:]], dtype=np.int32)
+    pruned = tree.pruned or len(kept) < len(tree)
+    return TokenTree.unchecked(tree.tokens[kept], links, tree.drawn, pruned)

@@ -12,7 +12,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,10 +22,8 @@ from numpy.typing import NDArray
 
 from pyspec import env
 
-from .token_tree import TokenTree
-
 if TYPE_CHECKING:
-    from pyspec.drafts.base import Proposal
+    pass
 
 FORMAT = 2
 
@@ -178,108 +176,6 @@ class CostTable:
                 os.unlink(name)
                 raise
         return table
-
-
-@dataclass
-class Calibration:
-    """What a draft's path probabilities are worth, learned online.
-
-    The range [0, 1] is split into `buckets`; each holds how many nodes were tried and accepted, with `prior`
-    imaginary trials that succeeded as often as predicted. All counts shrink by `decay` at every step, also
-    when nothing was proposed: a draft that failed is believed again a little later.
-    """
-
-    buckets: int = 16
-    prior: float = 8.0
-    decay: float = 0.99
-    tried: NDArray[np.float64] = field(init=False)
-    accepted: NDArray[np.float64] = field(init=False)
-
-    def __post_init__(self) -> None:
-        if self.buckets < 1 or self.prior <= 0 or not 0 < self.decay <= 1:
-            raise ValueError(
-                f"Calibration: buckets >= 1, prior > 0, 0 < decay <= 1 must hold, "
-                f"got {self.buckets}, {self.prior}, {self.decay}"
-            )
-        self.tried = np.zeros(self.buckets)
-        self.accepted = np.zeros(self.buckets)
-
-    def _bucket(self, probability: NDArray[np.float32]) -> NDArray[np.int64]:
-        return np.minimum((probability * self.buckets).astype(np.int64), self.buckets - 1)
-
-    def estimate(self, path_probability: NDArray[np.float32]) -> NDArray[np.float64]:
-        """float64 [T]: acceptance probability of each node of a proposal, non-increasing; 1 at the root."""
-        bucket = self._bucket(path_probability)
-        hits = self.accepted[bucket] + self.prior * path_probability
-        estimate = hits / (self.tried[bucket] + self.prior)
-        estimate[:1] = 1.0
-        return np.minimum.accumulate(estimate)
-
-    def observe(self, path_probability: NDArray[np.float32], accepted: Sequence[int]) -> None:
-        """Records one step: the predictions of the verified nodes, and which of them the target took.
-
-        path_probability [T] of the nodes that were verified (not of those cut off before), root included;
-        accepted: their indices on the accepted path, the root's is ignored.
-        """
-        self.tried *= self.decay
-        self.accepted *= self.decay
-        bucket = self._bucket(path_probability)
-        np.add.at(self.tried, bucket[1:], 1.0)
-        np.add.at(self.accepted, bucket[[node for node in accepted if node]], 1.0)
-
-
-def choose_sizes(
-    proposals: Sequence[Proposal],
-    table: CostTable,
-    calibration: Calibration | Sequence[Calibration],
-    contexts: Sequence[int],
-    margin: float = 0.05,
-) -> list[int]:
-    """How many of each proposal's first nodes to verify in a step that serves all of them together.
-
-    Maximises (B + sum of the kept nodes' acceptance probabilities) / seconds(all kept nodes): expected tokens
-    a second. Nodes join in order of probability over all requests, so every request gets what its draft is
-    worth. Returns 1 for every request (plain decoding) unless the rate beats plain decoding's by `margin`.
-    `contexts` are committed lengths; the table is read at their mean. `calibration` may be one per request.
-    """
-    num_requests = len(proposals)
-    if not num_requests:
-        return []
-    if len(contexts) != num_requests:
-        raise ValueError(f"choose_sizes: contexts must have {num_requests} values, got {len(contexts)}")
-    each = [calibration] * num_requests if isinstance(calibration, Calibration) else calibration
-    estimates = [
-        own.estimate(proposal.path_probability) for own, proposal in zip(each, proposals, strict=True)
-    ]
-    gains = np.concatenate([estimate[1:] for estimate in estimates])
-    owners = np.repeat(np.arange(num_requests), [len(estimate) - 1 for estimate in estimates])
-    order = np.argsort(-gains, kind="stable")
-    tokens = num_requests + np.concatenate(([0.0], np.cumsum(gains[order])))
-    seconds = table.curve(num_requests + len(gains), float(np.mean(contexts)))[num_requests - 1 :]
-    rate = tokens / seconds
-    best = int(np.argmax(rate))
-    if rate[best] < rate[0] * (1 + margin):
-        best = 0
-    return (1 + np.bincount(owners[order[:best]], minlength=num_requests)).tolist()
-
-
-def prune(tree: TokenTree, keep: Sequence[int]) -> TokenTree:
-    """The nodes of `tree` in `keep`, which must hold the root and every kept node's parent; marked pruned.
-
-    Deterministic and shared-noise trees stay exact for every verifier that took them, others for the walks
-    alone.
-    """
-    kept = sorted(set(keep))
-    if not kept or kept[0] != 0 or kept[-1] >= len(tree):
-        raise ValueError(f"prune: keep must hold the root and be < {len(tree)}, got {list(keep)}")
-    place = {node: i for i, node in enumerate(kept)}
-    parents = tree.parents.tolist()
-    for node in kept[1:]:
-        if parents[node] not in place:
-            raise ValueError(f"prune: keep must hold every parent, got {node} without {parents[node]}")
-    links = np.array([-1] + [place[parents[node]] for node in kept[1:]], dtype=np.int32)
-    pruned = tree.pruned or len(kept) < len(tree)
-    return TokenTree.unchecked(tree.tokens[kept], links, tree.drawn, pruned)
 
 
 def _interpolate(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tree_strategies import token_trees
 
 from pyspec.trees import Drawn, TokenTree
-from pyspec.trees.builders import grow_best_first, merge_trees, random_tree
+from pyspec.trees.builders import grow_best_first, merge_trees, prune, random_tree
 
 
 def conditional(path: tuple[int, ...], vocab: int = 3) -> list[tuple[int, float]]:
@@ -74,6 +74,21 @@ def test_union_of_trees(trees: list[TokenTree], max_nodes: int) -> None:
     assert cut.tokens.tolist() == union.tokens[:max_nodes].tolist()
     assert cut.parents.tolist() == union.parents[:max_nodes].tolist()
     assert cut.pruned == (max_nodes < len(expected))
+
+
+def test_prune_keeps_closed_sets_alone() -> None:
+    tree = TokenTree.from_paths(7, [[1, 2], [3]])
+    assert prune(tree, [3, 0]) == TokenTree(
+        np.array([7, 3], dtype=np.int32), np.array([-1, 0], dtype=np.int32), pruned=True
+    )
+    assert prune(tree, [0, 1, 2, 3]) == tree
+    for keep, message in [
+        ([], "prune: keep must hold the root and be < 4, got []"),
+        ([0, 4], "prune: keep must hold the root and be < 4, got [0, 4]"),
+        ([0, 2], "prune: keep must hold every parent, got 2 without 1"),
+    ]:
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            prune(tree, keep)
 
 
 def test_bad_arguments_are_refused() -> None:

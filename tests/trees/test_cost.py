@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cost model: tables and their cache, calibration, and the size chosen against exhaustive search."""
+"""Cost tables: interpolation, measurement, and their cache."""
 
 from __future__ import annotations
 
@@ -7,23 +7,12 @@ import json
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from pyspec.drafts import Proposal
-from pyspec.trees import TokenTree
-from pyspec.trees.builders import random_tree
-from pyspec.trees.cost import Calibration, CostTable, choose_sizes, prune
+from pyspec.trees.cost import CostTable
 
 FLAT = CostTable((1, 64), (0,), ((1.0, 1.0),))
 STEEP = CostTable((1, 2), (0,), ((1.0, 2.0),))
-
-
-def proposal(probabilities: list[float]) -> Proposal:
-    values = np.array([1.0, *sorted(probabilities, reverse=True)], dtype=np.float32)
-    return Proposal(random_tree(len(values), 50, 0), values)
 
 
 def test_curve_interpolates_is_monotone_and_extrapolates() -> None:
@@ -108,71 +97,6 @@ def test_bad_tables_are_refused(change: dict, message: str) -> None:
         CostTable.from_json(text)
 
 
-def test_calibration_starts_from_the_draft_and_learns() -> None:
-    calibration = Calibration(buckets=4, decay=1.0)
-    predicted = np.array([1.0, 0.9, 0.3], dtype=np.float32)
-    np.testing.assert_allclose(calibration.estimate(predicted), predicted)
-    for _ in range(1000):
-        calibration.observe(predicted, [0, 1])
-    np.testing.assert_allclose(calibration.estimate(predicted), [1.0, 1.0, 0.0], atol=0.01)
-    for _ in range(2000):
-        calibration.observe(predicted, [0, 2])
-    estimate = calibration.estimate(predicted)
-    np.testing.assert_allclose(estimate, [1.0, 1 / 3, 1 / 3], atol=0.01)  # never above the node before
-
-
-def test_calibration_forgets_failures_when_nothing_is_proposed() -> None:
-    calibration = Calibration()
-    predicted = np.array([1.0, 0.8], dtype=np.float32)
-    for _ in range(50):
-        calibration.observe(predicted, [0])
-    low = calibration.estimate(predicted)[1]
-    assert low < 0.2
-    for _ in range(500):
-        calibration.observe(predicted[:1], [0])
-    assert calibration.estimate(predicted)[1] > 0.75
-
-
-@given(
-    st.lists(st.lists(st.floats(0, 1), max_size=5), min_size=1, max_size=3),
-    st.lists(st.floats(0.01, 2), min_size=9, max_size=9),
-)
-def test_sizes_have_the_best_rate_of_all(drafts: list[list[float]], steps: list[float]) -> None:
-    proposals = [proposal(draft) for draft in drafts]
-    counts = len(proposals)
-    seconds = tuple(np.cumsum([1.0, *steps]).tolist())
-    table = CostTable(tuple(range(1, 11)), (0,), (seconds,))
-    sizes = choose_sizes(proposals, table, Calibration(), [0] * counts, margin=0.0)
-
-    def rate(sizes: list[int]) -> float:
-        tokens = sum(float(p.path_probability[:n].sum()) for p, n in zip(proposals, sizes, strict=True))
-        return tokens / table.curve(sum(sizes))[-1]
-
-    best = rate(sizes)
-    grid = np.indices([len(p.tree) for p in proposals]).reshape(counts, -1).T + 1
-    assert all(rate(other) <= best * (1 + 1e-6) for other in grid.tolist())
-    plain = [1] * counts
-    cautious = choose_sizes(proposals, table, Calibration(), [0] * counts, margin=0.3)
-    assert cautious == plain or rate(cautious) >= 1.3 * rate(plain) * (1 - 1e-6)
-
-
-def test_prune_keeps_closed_sets_alone() -> None:
-    tree = TokenTree.from_paths(7, [[1, 2], [3]])
-    assert prune(tree, [3, 0]) == TokenTree(
-        np.array([7, 3], dtype=np.int32), np.array([-1, 0], dtype=np.int32), pruned=True
-    )
-    assert prune(tree, [0, 1, 2, 3]) == tree
-    for keep, message in [
-        ([], "prune: keep must hold the root and be < 4, got []"),
-        ([0, 4], "prune: keep must hold the root and be < 4, got [0, 4]"),
-        ([0, 2], "prune: keep must hold every parent, got 2 without 1"),
-    ]:
-        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-            prune(tree, keep)
-
-
-def test_bad_calibrations_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"^Calibration: buckets >= 1, .* must hold, got 0, 8.0, 0.99$"):
-        Calibration(buckets=0)
+def test_a_measurement_needs_rounds() -> None:
     with pytest.raises(ValueError, match="^CostTable.measure: repeats must be >= 1, got 0$"):
-        CostTable.measure(lambda nodes, context: None, [1], repeats=0)
+        CostTable.measure(lambda nodes, context, batch: None, [1], repeats=0)
