@@ -15,7 +15,8 @@ from pyspec.trees.policy import BestFirstPolicy, StaticPolicy, TreePolicy
 
 from .alignment import TextAlignment
 from .base import DraftState, Failure, Law, Proposal
-from .model import ModelDraft, ModelState
+from .model import ModelDraft
+from .model_state import ModelState
 
 if TYPE_CHECKING:
     from pyspec.engine.draft_runner import DraftRunner
