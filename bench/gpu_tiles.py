@@ -56,6 +56,7 @@ TILES = {
     "kernels/softcap": _TRITON_ELEMENTS,
     "kernels/tree_attention": "64 rows, what wgmma and tcgen05 need, fewer where halves of large heads would spill; 32 slots a step, three in flight",
     "kernels/verify_tree": _TRITON_ROW,
+    "kernels/verify_drawn": "one program a row for the weights, one a request for the walk, one a place of the path for the logprobs",
     "kernels/w4a16_linear": _TRITON_LINEAR,
     "kernels/w8a8_linear": "16 to 64 channels for few rows, so that many programs fetch the weight; 128 by 128 for many",
 }  # fmt: skip

@@ -52,11 +52,10 @@ def lane_sums(row_ptr, vocab, best, first, infinite, inv_t, taken_ptr, taken):
 
 
 @triton.jit
-def draw_plain(
-    row_ptr, scratch_ptr, lanes, vocab, best, first, infinite, inv_t, taken_ptr, taken, u,
-    PLANTED_BUG: tl.constexpr,
-):  # fmt: skip
-    """The token that u draws by these weights, whose lane sums are given; -1: there are none."""
+def lane_of(scratch_ptr, lanes, u):
+    """The lane that u falls into by the sums of the lanes, -1 if there are none; u's target; the sum of the
+    lanes before.
+    """
     tl.debug_barrier()  # what lies there has been read
     tl.store(scratch_ptr + tl.arange(0, 32), lanes)
     tl.debug_barrier()
@@ -74,6 +73,16 @@ def draw_plain(
         lane = tl.where(takes, one, lane)
         ends += mass
         searching = tl.where(takes & (target < ends), 0, searching)
+    return lane, target, before
+
+
+@triton.jit
+def draw_plain(
+    row_ptr, scratch_ptr, lanes, vocab, best, first, infinite, inv_t, taken_ptr, taken, u,
+    PLANTED_BUG: tl.constexpr,
+):  # fmt: skip
+    """The token that u draws by these weights, whose lane sums are given; -1: there are none."""
+    lane, target, before = lane_of(scratch_ptr, lanes, u)
     rest = target if PLANTED_BUG == "whole target" else target - before
     token = tl.full([], -1, tl.int32)
     below = tl.full([], 0.0, tl.float64)
@@ -91,4 +100,29 @@ def draw_plain(
             token = tl.where(one_weight > 0, start + 32 * place, token)
             place += 1
         start = tl.where(rest < below, vocab, start + 32 * LANE_BLOCK)
+    return token
+
+
+@triton.jit
+def stored_sums(weights_ptr, vocab):
+    """lane_sums of weights [vocab] f64 in memory."""
+    total = tl.zeros([32], tl.float64)
+    for start in range(0, vocab, _SUM_BLOCK):
+        ids = start + tl.arange(0, _SUM_BLOCK)
+        total = fold_lanes(total, tl.load(weights_ptr + ids, mask=ids < vocab, other=0.0))
+    return total
+
+
+@triton.jit
+def draw_stored(weights_ptr, scratch_ptr, vocab, u):
+    """The token that u draws by weights [vocab] f64 in memory; -1: there are none."""
+    lane, target, before = lane_of(scratch_ptr, stored_sums(weights_ptr, vocab), u)
+    rest, below = target - before, tl.full([], 0.0, tl.float64)
+    token = tl.full([], -1, tl.int32)
+    i = tl.where(lane >= 0, lane, vocab)
+    while (i < vocab) & (rest >= below):
+        w = tl.load(weights_ptr + i)
+        below += w
+        token = tl.where(w > 0, i, token)
+        i += 32
     return token

@@ -186,6 +186,55 @@ def draw(
 
 
 @triton.jit
+def filters_of(
+    from_ptr, vocab, centre, infinite, temperature, top_k, top_p, min_p, typical_p, BLOCK: tl.constexpr,
+    PLANTED_BUG: tl.constexpr,
+):  # fmt: skip
+    """What the filters of a law with noise keep: the cut, 1 / temperature, the floor of d, centre and radius."""
+    everything = tl.full([], _LOWEST_KEY, tl.int32)
+    inv_t = 1.0 / temperature.to(tl.float64)
+    cut_key, cut_id = everything, vocab
+    if top_k > 0:
+        cut_key, cut_id = cut_count(from_ptr, vocab, infinite, top_k, True, BLOCK)
+    if top_p < 1:
+        cut_key, cut_id = cut_mass(
+            from_ptr, vocab, centre, infinite, cut_key, cut_id, inv_t, top_p.to(tl.float64), BLOCK
+        )
+    floor = tl.where(min_p >= _TINY, log(tl.maximum(min_p, _TINY).to(tl.float64)), -_INF)
+    middle, radius = tl.full([], 0.0, tl.float64), tl.full([], _INF, tl.float64)
+    if typical_p < 1:
+        middle, radius = typical(
+            from_ptr, vocab, centre, infinite, cut_key, cut_id, inv_t, floor, typical_p.to(tl.float64),
+            BLOCK, PLANTED_BUG,
+        )  # fmt: skip
+    return cut_key, cut_id, inv_t, floor, middle, radius
+
+
+@triton.jit
+def report(
+    row_ptr, vocab, best, infinite, alive, token, token_ptr, logprob_ptr, top_tokens_ptr, top_logprobs_ptr,
+    num, LOGPROBS: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Stores a token with its logprob in a row, and the first `num` tokens of that in order with theirs."""
+    tl.store(token_ptr, token)
+    logprob = tl.full([], 0.0, tl.float32)
+    if LOGPROBS:
+        alive = alive & (best != -_INF)
+        centre = tl.where(best != -_INF, best, 0.0).to(tl.float64)
+        everything = tl.full([], _LOWEST_KEY, tl.int32)
+        log_sum = log(sum_exp2(row_ptr, vocab, centre, infinite, _LOG2E, everything, vocab))
+        value = load_row(row_ptr, token, vocab, infinite, True).to(tl.float64)
+        logprob = (value - centre - log_sum).to(tl.float32)
+        if SIZE > 0:
+            ids, values = first_in_order(row_ptr, top_tokens_ptr, vocab, infinite, num, True, SIZE, BLOCK)
+            place = tl.arange(0, SIZE)
+            logprobs = (values.to(tl.float64) - centre - log_sum).to(tl.float32)
+            tl.store(top_tokens_ptr + place, tl.where(alive, ids, place), mask=place < num)
+            tl.store(top_logprobs_ptr + place, tl.where(alive, logprobs, float("nan")), mask=place < num)
+    tl.store(logprob_ptr, tl.where(alive, logprob, float("nan")))
+
+
+@triton.jit
 def pick(
     row_ptr, edited_ptr, vocab, position, temperature, top_k, top_p, min_p, typical_p, seed, stream,
     token_ptr, logprob_ptr, top_tokens_ptr, top_logprobs_ptr, num, LOGPROBS: tl.constexpr,
@@ -201,41 +250,17 @@ def pick(
     alive = best != -_INF
     token = tl.where(alive, token, 0)
     centre = tl.where(alive, best, 0.0).to(tl.float64)
-    everything = tl.full([], _LOWEST_KEY, tl.int32)
     if alive & (temperature >= _GREEDY_BELOW):
-        inv_t = 1.0 / temperature.to(tl.float64)
-        cut_key, cut_id = everything, vocab
-        if top_k > 0:
-            cut_key, cut_id = cut_count(from_ptr, vocab, infinite, top_k, True, BLOCK)
-        if top_p < 1:
-            cut_key, cut_id = cut_mass(
-                from_ptr, vocab, centre, infinite, cut_key, cut_id, inv_t, top_p.to(tl.float64), BLOCK
-            )
-        floor = tl.where(min_p >= _TINY, log(tl.maximum(min_p, _TINY).to(tl.float64)), -_INF)
-        middle, radius = tl.full([], 0.0, tl.float64), tl.full([], _INF, tl.float64)
-        if typical_p < 1:
-            middle, radius = typical(
-                from_ptr, vocab, centre, infinite, cut_key, cut_id, inv_t, floor, typical_p.to(tl.float64),
-                BLOCK, PLANTED_BUG,
-            )  # fmt: skip
+        cut_key, cut_id, inv_t, floor, middle, radius = filters_of(
+            from_ptr, vocab, centre, infinite, temperature, top_k, top_p, min_p, typical_p, BLOCK, PLANTED_BUG
+        )
         token = draw(
             from_ptr, vocab, centre, infinite, cut_key, cut_id, inv_t, floor, middle, radius, seed, stream,
             position, BLOCK,
         )  # fmt: skip
-    tl.store(token_ptr, token)
-    logprob = tl.full([], 0.0, tl.float32)
-    if LOGPROBS:
-        if edited_ptr is not None:
-            best, _, infinite = first_best(row_ptr, vocab, BLOCK)
-            centre = tl.where(best != -_INF, best, 0.0).to(tl.float64)
-            alive = alive & (best != -_INF)
-        log_sum = log(sum_exp2(row_ptr, vocab, centre, infinite, _LOG2E, everything, vocab))
-        value = load_row(row_ptr, token, vocab, infinite, True).to(tl.float64)
-        logprob = (value - centre - log_sum).to(tl.float32)
-        if SIZE > 0:
-            ids, values = first_in_order(row_ptr, top_tokens_ptr, vocab, infinite, num, True, SIZE, BLOCK)
-            place = tl.arange(0, SIZE)
-            logprobs = (values.to(tl.float64) - centre - log_sum).to(tl.float32)
-            tl.store(top_tokens_ptr + place, tl.where(alive, ids, place), mask=place < num)
-            tl.store(top_logprobs_ptr + place, tl.where(alive, logprobs, float("nan")), mask=place < num)
-    tl.store(logprob_ptr, tl.where(alive, logprob, float("nan")))
+    if LOGPROBS and edited_ptr is not None:
+        best, _, infinite = first_best(row_ptr, vocab, BLOCK)
+    report(
+        row_ptr, vocab, best, infinite, alive, token, token_ptr, logprob_ptr, top_tokens_ptr,
+        top_logprobs_ptr, num, LOGPROBS, SIZE, BLOCK,
+    )  # fmt: skip
