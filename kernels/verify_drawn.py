@@ -280,8 +280,10 @@ def verify_drawn(
     """path, path_len, emitted, logprobs, top_tokens, top_logprobs of every request."""
     trees = tokens, parents, cu_t, drawn, draft_row
     laws = draft_temperature, temperature, top_k, top_p, min_p, typical_p, step, seed, stream
-    options = {"walk": walk, "max_path": max_path, "num": num_logprobs, "with_logprobs": with_logprobs}
-    return _launch(logits, logits if edited is None else edited, draft_logits, trees, laws, **options)
+    return _launch(
+        logits, logits if edited is None else edited, draft_logits, trees, laws, walk=walk,
+        max_path=max_path, num=num_logprobs, with_logprobs=with_logprobs,
+    )  # fmt: skip
 
 
 def _launch(
