@@ -7,6 +7,7 @@ import csv
 import importlib
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 from pyspec.training.trainer import Tally
 
@@ -35,11 +36,16 @@ class Log:
             writer.writerows({name: row.get(name, "") for name in self._columns} for row in kept)
 
     def write(self, step: int, split: str, seconds: float, learning_rate: float, tally: Tally) -> None:
-        """One row; `seconds` of training before this run are added."""
+        """One row; `seconds` of training before this run are added. Draft steps without rows, not trained yet, are left empty."""
+        known = [rows > 0 for rows in tally.rows]
         figures = [*tally.mean_loss(), *tally.acceptance(), tally.mean_accepted_length()]
+        shown = [
+            f"{x:.4f}" if there else ""
+            for x, there in zip(figures, [*known, *known, all(known)], strict=True)
+        ]
         row = [step, split, f"{self.seconds + seconds:.1f}", f"{learning_rate:.3g}", tally.rows[0]]
         with self._path.open("a", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerow([*row, *(f"{figure:.4f}" for figure in figures)])
+            csv.writer(file).writerow([*row, *shown])
 
 
 def read_log(path: Path) -> list[dict[str, str]]:
@@ -57,21 +63,17 @@ def draw_curves(log: Path, picture: Path) -> bool:
     rows = read_log(log)
     figure, (losses, accepted, length) = pyplot.subplots(1, 3, figsize=(13, 4), layout="constrained")
     drafts = [name for name in rows[0] if name.startswith("loss_")] if rows else []
-    for k in range(1, len(drafts) + 1):
-        for split, style in (("training", ":"), ("validation", "-")):
-            part = [row for row in rows if row["split"] == split]
-            steps = [int(row["step"]) for row in part]
+
+    def plot(axes: Any, column: str, split: str, **how: Any) -> None:
+        part = [row for row in rows if row["split"] == split and row[column]]
+        axes.plot([int(row["step"]) for row in part], [float(row[column]) for row in part], **how)
+
+    for split, style in (("training", ":"), ("validation", "-")):
+        for k in range(1, len(drafts) + 1):
             label = f"draft {k}" if split == "validation" else None
-            losses.plot(
-                steps, [float(row[f"loss_{k}"]) for row in part], style, color=f"C{k - 1}", label=label
-            )
-            accepted.plot(
-                steps, [float(row[f"accept_{k}"]) for row in part], style, color=f"C{k - 1}", label=label
-            )
-    for split, style in (("training", "k:"), ("validation", "k-")):
-        part = [row for row in rows if row["split"] == split]
-        values = [float(row["mean_accepted_length"]) for row in part]
-        length.plot([int(row["step"]) for row in part], values, style, label=split)
+            plot(losses, f"loss_{k}", split, linestyle=style, color=f"C{k - 1}", label=label)
+            plot(accepted, f"accept_{k}", split, linestyle=style, color=f"C{k - 1}", label=label)
+        plot(length, "mean_accepted_length", split, linestyle=style, color="k", label=split)
     for axes, title in (
         (losses, "cross-entropy with the target"),
         (accepted, "chains accepted up to this draft"),

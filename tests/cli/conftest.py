@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import pytest
 from fake_llm import FakeLLM
 
+import pyspec.drafts.heads.shipped
 import pyspec.engine
 from pyspec.cli import app
 
@@ -25,9 +26,10 @@ class Result:
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeLLM]:
-    """The fake model's class, fresh, in place of the engine's."""
+    """The fake model's class, fresh, in place of the engine's; no draft head comes with it."""
     fresh = type("FakeLLM", (FakeLLM,), {"made": []})
     monkeypatch.setattr(pyspec.engine, "LLM", fresh)
+    monkeypatch.setattr(pyspec.drafts.heads.shipped, "shipped", lambda checkpoint: None)
     return fresh
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from fake_llm import WORDS, FakeLLM
 
+from pyspec.drafts.heads import shipped
 from pyspec.engine import Grammar, SamplingParams
 
 TEXT = "".join(WORDS)
@@ -201,8 +202,19 @@ def test_demo_compares(fake: type[FakeLLM], pyspec_command: Command) -> None:
     assert result.out.count(TEXT) == 2
     for part in ("fake/isa", "1.00x", "identical text", "yes"):
         assert part in result.out
-    speculation = [params.speculation for _, params in fake.made[0].prompts[1:]]
-    assert speculation == ["suffix", "off"]
+    speculation = [params.speculation for _, params in fake.made[0].prompts]
+    assert speculation == ["suffix", "suffix", "off", "off"]  # each warmed up before its clock runs
+
+
+def test_demo_shows_the_head_that_comes_with_the_model(
+    fake: type[FakeLLM], pyspec_command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shipped, "shipped", lambda checkpoint: Path("head"))
+    result = pyspec_command("demo", "--quiet")
+    assert result.code == 0
+    assert "with draft head" in result.out
+    assert fake.made[1].settings["draft"] == ("suffix", "eagle3")
+    assert [params.speculation for _, params in fake.made[1].prompts] == ["auto", "auto"]
 
 
 def test_demo_fails_if_the_texts_differ(fake: type[FakeLLM], pyspec_command: Command) -> None:
