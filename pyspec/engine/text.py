@@ -36,9 +36,9 @@ class TextStream:
     def _extend(self, new: str) -> bool:
         begin = max(self._searched_from, len(self.text) - self._held)
         self.text += new
-        hits = [at for at in (self.text.find(s, begin) for s in self._stop) if at >= 0]
-        if hits:
-            self.text = self.text[: min(hits)]
+        hits = [(at + len(s), at) for s in self._stop if (at := self.text.find(s, begin)) >= 0]
+        if hits:  # what is complete first ends it, also where one piece of text completes several
+            self.text = self.text[: min(hits)[1]]
             self._ended = True
         return bool(hits)
 
