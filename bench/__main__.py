@@ -63,6 +63,7 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
     show_default=True,
     help="equality: what is compared.",
 )
+@click.option("--all", is_flag=True, help="equality: every mode, at batch sizes 1, 8 and 32.")
 @click.option(
     "--seconds", type=click.FloatRange(0), help="equality: stop after this time and report what is done."
 )

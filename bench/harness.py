@@ -56,6 +56,7 @@ class Options:
     max_tokens: int = 128
     skip: int = 0
     seconds: float | None = None
+    all: bool = False
 
 
 @dataclass(frozen=True)
