@@ -119,8 +119,9 @@ def test_equality_sees_a_planted_difference(options: Options, monkeypatch: pytes
 
         def generate(self, texts, params):
             done = super().generate(texts, params)
+            second = bench_equality.prompt_ids(self, MESSAGES[1], options.max_tokens)
             for i, one in enumerate(done):
-                if one.logprobs and params[i].speculation == "random" and texts[i] == MESSAGES[1].text:
+                if one.logprobs and params[i].speculation == "random" and texts[i] == second:
                     nudged = [
                         -0.0 if one.logprobs[0] == 0 else one.logprobs[0] * (1 + 2**-22),
                         *one.logprobs[1:],
