@@ -17,6 +17,7 @@ import pytest
 from bench import __main__ as runner
 from bench import bench_equality, harness, prompts
 from bench.harness import GateError, Options, make_row
+from pyspec.engine import SamplingParams
 
 
 def test_measure_takes_turns() -> None:
@@ -110,6 +111,22 @@ def test_ways_cover_modes_and_batches() -> None:
     assert [way.case for way in bench_equality.ways(Options(mode=("tree",), batch=(1,)))] == [
         "greedy/suffix/batch1"
     ]
+
+
+def test_turns_have_every_parameter_at_every_temperature() -> None:
+    turns = bench_equality.turns(SamplingParams(max_tokens=32))
+    for name in (
+        "top_k",
+        "top_p",
+        "min_p",
+        "typical_p",
+        "repetition_penalty",
+        "logit_bias",
+        "banned_tokens",
+        "min_tokens",
+    ):
+        changed = [p for p in turns if getattr(p, name) != getattr(SamplingParams(), name)]
+        assert {p.temperature for p in changed} == {0.0, 0.3, 0.7, 1.0}, name
 
 
 def archive(folder: Path, member: str, content: bytes) -> Path:

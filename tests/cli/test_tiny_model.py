@@ -149,7 +149,7 @@ def test_equality_reports_what_it_had_time_for(options: Options, capsys: pytest.
 
 
 def test_unknown_mode_is_refused(options: Options) -> None:
-    with pytest.raises(ValueError, match=r"mode must be of tree\|random\|sampled, got wild"):
+    with pytest.raises(ValueError, match=r"mode must be of tree\|random\|sampled\|turns, got wild"):
         list(bench_equality.rows(replace(options, mode=("wild",))))
 
 
