@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pyspec.engine import LLM, RequestStats, SamplingParams
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
-SPECULATION = ("off", "auto", "suffix", "ngram")
+SPECULATION = ("off", "auto", "always", "suffix", "ngram")
 EXECUTORS = ("auto", "cuda", "triton", "compiled", "spec")
 MAX_GRAMMAR_BYTES = 1 << 20
 _SAMPLING = (
@@ -26,7 +26,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def model_options(function: F) -> F:
-    """Adds --model, --speculation, --context, --executor and --threads."""
+    """Adds --model, --draft, --speculation, --context, --executor and --threads."""
     for option in (
         click.option(
             "--executor", type=click.Choice(EXECUTORS), default="auto", show_default=True,
@@ -36,7 +36,12 @@ def model_options(function: F) -> F:
         click.option("--context", type=click.IntRange(16), help="Longest prompt with its answer, in tokens."),
         click.option(
             "--speculation", type=click.Choice(SPECULATION), default="auto", show_default=True,
-            help="How drafts are made; the text does not depend on it.",
+            help="auto: trees of the drafts where they pay; the text does not depend on it.",
+        ),
+        click.option(
+            "--draft", "drafts", multiple=True, metavar="NAME|PATH",
+            help="Who drafts: suffix (default), ngram, eagle3, mtp, layer_skip:0,1,28-29, a smaller model or a head's folder. "
+            "Several are merged.",
         ),
         click.option(
             "--model", default=DEFAULT_MODEL, show_default=True, metavar="NAME|PATH",
@@ -139,6 +144,7 @@ def load_model(options: dict[str, Any], *, quiet: bool = False) -> LLM:
     llm = LLM(
         options["model"],
         speculation=options["speculation"],
+        draft=list(options.get("drafts") or ()) or None,
         max_context=options["context"],
         max_batch=min(options.get("n", 1), 8),
         executor=options.get("executor", "auto"),

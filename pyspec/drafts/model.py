@@ -179,10 +179,13 @@ class ModelDraft:
         self, trees: Sequence[_Tree], levels: Sequence[Level], counts: Sequence[int], logits: Tensor
     ) -> None:
         states = [tree.state for tree, count in zip(trees, counts, strict=True) for _ in range(count)]
-        temperature = torch.tensor([state.law.temperature for state in states], dtype=torch.float32)
+        temperature = torch.tensor([state.draw_temperature for state in states], dtype=torch.float32)
         width = max(level.width for level in levels)
-        heat = torch.where(temperature > 0, temperature, torch.ones(())).unsqueeze(1)
-        top = torch.softmax(logits / heat, 1).topk(min(width, logits.size(1)), 1).values.numpy()
+        top = (
+            torch.softmax(logits / temperature.unsqueeze(1), 1)
+            .topk(min(width, logits.size(1)), 1)
+            .values.numpy()
+        )
         rows = np.split(np.arange(len(states)), np.cumsum(counts)[:-1])
         wanted = np.concatenate(
             [tree.growth.counts(top[part]) for tree, part in zip(trees, rows, strict=True)]

@@ -148,6 +148,8 @@ def _layer_list(text: str) -> list[int]:
 def layer_skip_draft(layers: Sequence[int], target: Target) -> ModelDraft:
     """Self-speculation: the target with `layers` alone, ascending; its weights are the target's, its KV is its own."""
     config = target.config
+    if not layers or not all(isinstance(i, int) for i in layers):
+        raise ValueError(f"LLM: draft layers must be integers, at least one, got {layers!r}")
     program = decoder(config, layers=tuple(layers))
     runner = target.runner(
         program, target.weights, layers=len(layers), kv_heads=config.num_kv_heads, head_dim=config.head_dim

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RequestStats:
-    """What a request cost. mean_accepted_length: tokens emitted per decode step (1 without speculation)."""
+    """What a request cost. mean_accepted_length: tokens emitted per decode step (1 without speculation).
+
+    draft_failures: proposals of drafts that were refused; drafts_off: "name: reason" of drafts that were switched off for it.
+    """
 
     prompt_tokens: int
     output_tokens: int
@@ -28,6 +31,8 @@ class RequestStats:
     drafted_nodes: int
     mean_accepted_length: float
     tokens_per_second: float
+    draft_failures: int = 0
+    drafts_off: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -167,6 +172,10 @@ class Request:
             drafted_nodes=self.drafted_nodes,
             mean_accepted_length=decoded / self.steps if self.steps else 0.0,
             tokens_per_second=decoded / decode if decode > 0 else 0.0,
+            draft_failures=0 if self.draft is None else self.draft.failed,
+            drafts_off=()
+            if self.draft is None
+            else tuple(f"{name}: {reason}" for name, reason in self.draft.off.items()),
         )
 
     def chunk(self, first: int) -> StreamChunk:

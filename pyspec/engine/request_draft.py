@@ -62,6 +62,7 @@ class RequestDraft:
 
     def _switch_off(self, draft: Draft, reason: str) -> None:
         self.off[draft.name] = reason
+        self.failure = f"{draft.name}: {reason}"
         self._close(draft, self.states.pop(draft))
 
     def _close(self, draft: Draft, state: DraftState) -> None:

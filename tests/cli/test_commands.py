@@ -41,12 +41,14 @@ def test_generate_reads_standard_input_and_passes_options(
     result = pyspec_command(
         "generate", "-", "--raw", "--temperature", "0.7", "--top-k", "5", "--top-p", "0.9", "--min-p", "0.1",
         "--max-tokens", "3", "--seed", "11", "--stop", "a", "--stop", "b", "--speculation", "ngram",
+        "--draft", "suffix", "--draft", "layer_skip:0,1",
         "--model", "m.gguf", "--context", "64", stdin="from a pipe",
     )  # fmt: skip
     assert result.out == "".join(WORDS[:3]) + "\n"
     (llm,) = fake.made
     assert llm.settings["model"] == "m.gguf"
     assert llm.settings["speculation"] == "ngram"
+    assert llm.settings["draft"] == ["suffix", "layer_skip:0,1"]
     assert llm.settings["max_context"] == 64
     prompt, params = llm.prompts[0]
     assert prompt == "from a pipe"
