@@ -99,8 +99,8 @@ def turns(base: SamplingParams) -> list[SamplingParams]:
     parameters: list[dict[str, Any]] = [
         {}, {"top_k": 40}, {"top_p": 0.9}, {"min_p": 0.05}, {"typical_p": 0.9}, {"repetition_penalty": 1.2},
         {"presence_penalty": 0.6}, {"frequency_penalty": 0.4}, {"logit_bias": {28: 1.5, 30: -2.0}},
-        {"banned_tokens": (28, 29)}, {"min_tokens": 24}, {"logprobs": 20},
-        {"top_k": 100, "top_p": 0.95, "min_p": 0.01, "repetition_penalty": 1.1, "frequency_penalty": 0.2, "min_tokens": 8},
+        {"banned_tokens": (28, 29)}, {"min_tokens": base.max_tokens // 2}, {"logprobs": 20},
+        {"top_k": 100, "top_p": 0.95, "min_p": 0.01, "repetition_penalty": 1.1, "frequency_penalty": 0.2, "min_tokens": base.max_tokens // 4},
     ]  # fmt: skip
     if importlib.util.find_spec("llguidance"):
         parameters.append({"grammar": Grammar("regex", "[A-Za-z ,.]{40,200}")})
