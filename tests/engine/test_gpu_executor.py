@@ -289,3 +289,13 @@ def test_hidden_states_are_those_of_the_specification(
     got, want = (llm.hidden_states(PROMPTS[2], [2, 0, 1]) for llm in engines)
     assert torch.allclose(got, want, rtol=0, atol=1e-4 * want.abs().max().item())
     assert engines[0].free_pages == engines[0].num_pages
+
+
+@pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_a_draft_s_model_runs_there_too(
+    params: SamplingParams, ran: set[str], tiny_model: Callable[[str], Path]
+) -> None:
+    """Its cache has a padding of its own; branches copy pages on the device."""
+    options = {"draft": ("layer_skip", [0]), "speculation": "always", "max_batch": 2}
+    got = answers(tiny_model("llama"), "cuda-emulated", params, **options)
+    assert same(got, answers(tiny_model("llama"), "spec", params, speculation="off"))
