@@ -84,12 +84,8 @@ Walked verify_drawn(const at::Tensor& logits, const at::Tensor& tokens_, const a
   }
   const at::Tensor rows = logit_rows(logits), draft_rows = logit_rows(draft_logits),
                    edited = logit_rows(edited_);
-  at::Tensor path = at::empty({B.size, max_path}, tokens.options());
-  at::Tensor path_len = at::empty({B.size}, tokens.options());
-  at::Tensor emitted = at::empty({B.size, max_path}, tokens.options());
-  at::Tensor logprobs = at::empty({B.size, max_path}, logits.options());
-  at::Tensor top_tokens = at::empty({B.size, max_path, num_logprobs}, tokens.options());
-  at::Tensor top_logprobs = at::empty({B.size, max_path, num_logprobs}, logits.options());
+  Walked walked = empty_walked(B.size, max_path, num_logprobs, tokens.options(), logits.options());
+  auto& [path, path_len, emitted, logprobs, top_tokens, top_logprobs] = walked;
   const int64_t bytes = kPlace == Place::kGpu ? verify_drawn_workspace(T.size, B.size, V.size) : 0;
   at::Tensor workspace = at::empty({bytes}, logits.options().dtype(at::kByte));
   kLaunch(logits.device(), {rows.const_data_ptr<float>(),
@@ -126,7 +122,7 @@ Walked verify_drawn(const at::Tensor& logits, const at::Tensor& tokens_, const a
                             kind,
                             with_logprobs,
                             workspace.mutable_data_ptr()});
-  return {path, path_len, emitted, logprobs, top_tokens, top_logprobs};
+  return walked;
 }
 
 }  // namespace pyspec

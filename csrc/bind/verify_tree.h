@@ -15,6 +15,17 @@ namespace pyspec {
 
 using Walked = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
+// path, path_len, emitted, logprobs, top_tokens, top_logprobs of B requests, to be written.
+inline Walked empty_walked(int64_t B, int64_t max_path, int64_t num_logprobs, const at::TensorOptions& ints,
+                           const at::TensorOptions& floats) {
+  return {at::empty({B, max_path}, ints),
+          at::empty({B}, ints),
+          at::empty({B, max_path}, ints),
+          at::empty({B, max_path}, floats),
+          at::empty({B, max_path, num_logprobs}, ints),
+          at::empty({B, max_path, num_logprobs}, floats)};
+}
+
 inline std::string element(const char* name, int64_t i) { return name + ("[" + std::to_string(i) + "]"); }
 
 // The offsets cu [B+1] must rise from 0 to `total`.
@@ -80,12 +91,8 @@ Walked verify_tree(const at::Tensor& logits, const at::Tensor& tokens, const at:
   check.value(max_path >= longest, "max_path",
               ">= " + std::to_string(longest) + " (nodes of the longest path)", max_path);
   const at::Tensor rows = logit_rows(logits), edited = logit_rows(edited_);
-  at::Tensor path = at::empty({B.size, max_path}, tokens.options());
-  at::Tensor path_len = at::empty({B.size}, tokens.options());
-  at::Tensor emitted = at::empty({B.size, max_path}, tokens.options());
-  at::Tensor logprobs = at::empty({B.size, max_path}, logits.options());
-  at::Tensor top_tokens = at::empty({B.size, max_path, num_logprobs}, tokens.options());
-  at::Tensor top_logprobs = at::empty({B.size, max_path, num_logprobs}, logits.options());
+  Walked walked = empty_walked(B.size, max_path, num_logprobs, tokens.options(), logits.options());
+  auto& [path, path_len, emitted, logprobs, top_tokens, top_logprobs] = walked;
   const int64_t picks = kPlace == Place::kGpu && picks_all_nodes(T.size) ? T.size * (1 + num_logprobs) : 0;
   at::Tensor node_picks = at::empty({picks}, tokens.options());
   at::Tensor node_logprobs = at::empty({picks}, logits.options());
@@ -118,7 +125,7 @@ Walked verify_tree(const at::Tensor& logits, const at::Tensor& tokens, const at:
                             rows.stride(0),
                             rows_stride(edited),
                             with_logprobs});
-  return {path, path_len, emitted, logprobs, top_tokens, top_logprobs};
+  return walked;
 }
 
 }  // namespace pyspec

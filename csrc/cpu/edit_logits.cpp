@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// CPU edit_logits. One item is one row: a copy, masked on the way, and then a few values changed in place. A
-// mask first and last is the same, since no edit makes anything else of -inf.
+// CPU edit_logits. One item is one row: a copy, masked on the way, and then a few values changed in place.
+// Penalties leave out what is masked, and no bias makes anything else of -inf: a mask first and last is the
+// same.
 #include "pyspec/edit_logits.h"
 
 #include "cpu/kernel.h"
@@ -38,14 +39,15 @@ struct Penalties {
 };
 
 // The history, then each token of the path from `node` up to the root's child, whose count is the history's
-// and the path's.
-void penalise(const EditLogitsParams& p, int64_t b, int64_t node, const float* logits, float* out) {
+// and the path's. mask: of this row, null where everything is allowed.
+void penalise(const EditLogitsParams& p, int64_t b, int64_t node, const uint32_t* mask, const float* logits,
+              float* out) {
   const Penalties penalties{p.repetition[b], widened(p.presence[b]), widened(p.frequency[b])};
   if (!penalties.any()) return;
   const int32_t *history = p.history + p.cu_history[b], *end = p.history + p.cu_history[b + 1];
   const int32_t* count = p.history_count + p.cu_history[b];
   const auto edit = [&](int32_t x, int64_t n) {
-    if (out[x] != kBanned) out[x] = penalties(logits[x], n);
+    if (!mask || mask[x / 32] >> x % 32 & 1) out[x] = penalties(logits[x], n);
   };
   for (const int32_t* x = history; x < end; ++x) edit(*x, count[x - history]);
   const int32_t *tokens = p.tokens + p.cu_t[b], *parents = p.parents + p.cu_t[b];
@@ -61,13 +63,14 @@ void edit_row(const EditLogitsParams& p, int64_t t) {
   const int64_t b = std::upper_bound(p.cu_t, p.cu_t + p.B + 1, int32_t(t)) - p.cu_t - 1;
   const float* logits = p.logits + t * p.logits_stride_t;
   float* out = p.out + t * p.V;
+  const uint32_t* mask = nullptr;
   if (p.mask_row[t] < 0) {
     std::memcpy(out, logits, size_t(p.V) * sizeof *out);
   } else {
-    const int32_t* mask = p.mask + p.mask_row[t] * ((p.V + 31) / 32);
-    copy_masked(logits, reinterpret_cast<const uint32_t*>(mask), out, p.V);
+    mask = reinterpret_cast<const uint32_t*>(p.mask + p.mask_row[t] * ((p.V + 31) / 32));
+    copy_masked(logits, mask, out, p.V);
   }
-  penalise(p, b, t - p.cu_t[b], logits, out);
+  penalise(p, b, t - p.cu_t[b], mask, logits, out);
   for (int64_t j = p.cu_bias[b]; j < p.cu_bias[b + 1]; ++j) {
     float& y = out[p.bias_token[j]];
     y = rounded(widened(y) + widened(p.bias[j]));

@@ -118,6 +118,17 @@ def test_every_node_has_the_state_of_its_own_path(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_a_path_brings_back_what_the_history_alone_sends_below_every_float(backend: str) -> None:
+    call = plain_call(
+        (-1, 0), logits=torch.full((2, 4), -4.0), tokens=ints(0, 2), repetition=torch.full((1,), 1e38),
+        frequency=torch.full((1,), -3e38), history=ints(2), history_count=ints(0),
+    )  # fmt: skip
+    assert ops.edit_logits(**call, backend=backend)[:, 2].tolist() == [-torch.inf, pytest.approx(-1e38)]
+    call |= {"mask": ints(0b1011).view(1, 1), "mask_row": ints(0, 0)}
+    assert ops.edit_logits(**call, backend=backend)[:, 2].tolist() == [-torch.inf, -torch.inf]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_chain_has_the_states_of_plain_decoding(backend: str) -> None:
     """Row i of a chain is the row of a single node whose history holds the tokens before it."""
     rng, vocab, n = random.Random(3), 50, 30
