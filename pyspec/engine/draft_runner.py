@@ -210,10 +210,8 @@ class Branches:
 
     def __init__(self, runner: DraftRunner, text: DraftText) -> None:
         self._runner, self._size = runner, runner.sizes.page_size
-        self._length, self._start = (
-            text.length,
-            text.length,
-        )  # entries on every path to the frontier; of the text
+        self._start = text.length
+        self._length = text.length  # entries on every path to the frontier
         self.table = runner.table(text)
         self._places = [0]  # of the frontier's nodes; the root's KV is the text's last
 

@@ -49,10 +49,8 @@ class Planner(Estimates):
 
     def __init__(self, cost: StepCost, clock: Callable[[], float] = time.perf_counter) -> None:
         super().__init__()
-        self.cost, self._clock = (
-            cost,
-            clock,
-        )  # times the handling of proposals: from begin to choose, and observe
+        self.cost = cost
+        self._clock = clock  # times the handling of proposals: from begin to choose, and observe
         self._handling = LinearCost(5e-5, 5e-5, weight=0.1)  # seconds by requests that were asked for
         self._asked, self._called, self._handled, self._began = 0, 0.0, 0.0, 0.0
         self.drafts: dict[str, DraftCost] = {}

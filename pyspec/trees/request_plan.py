@@ -88,12 +88,10 @@ class RequestPlan:
     calibrations: dict[str, Calibration] = field(default_factory=dict)
     worth: dict[str, Worth] = field(default_factory=dict)
     context: int = 0  # committed tokens
-    followed: dict[str, int] = field(
-        default_factory=dict
-    )  # of them, those that a draft's model has caught up with
-    asked: dict[str, float] = field(
-        default_factory=dict
-    )  # drafts asked in this step, and their cost in tokens
+    # Of them, those that a draft's model has caught up with
+    followed: dict[str, int] = field(default_factory=dict)
+    # Drafts asked in this step, and their cost in tokens
+    asked: dict[str, float] = field(default_factory=dict)
     charge: float = 0.0  # tokens that this step's nodes cost
     unverified: int = 0  # steps since nodes of a draft were verified
     expected: float = 0.0  # accepted nodes that were expected of them
