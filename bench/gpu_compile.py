@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -64,19 +64,34 @@ class Kernel:
 
 
 def compile_all(targets: Iterable[str] = TARGETS, workers: int = 2) -> list[Kernel]:
-    """Every kernel for every target, in order; RuntimeError with the text of every compilation that failed, after all others."""
-    jobs: list[Callable[[], list[Kernel]]] = []
-    for target in targets:
-        cuda = [] if why_no_nvcc() else sorted((ROOT / "csrc/cuda").glob("*.cu"))
-        jobs += [partial(compile_cuda, source, target) for source in cuda]
-        jobs += [
-            partial(compile_triton, case, target) for case in ([] if why_no_triton() else triton_cases())
-        ]
+    """Every kernel for every target, in order; RuntimeError with the text of every compilation that failed, after all others.
+
+    CPython 3.11 cannot parse Python in two threads at once ("AST constructor recursion depth mismatch"), so Triton stays in this
+    thread, beside `workers` processes of nvcc, which take most of the time.
+    """
+    sources = [] if why_no_nvcc() else sorted((ROOT / "csrc/cuda").glob("*.cu"))
+    cases = [] if why_no_triton() else list(triton_cases())
+    targets, failures = tuple(targets), list[str]()
+
+    def attempt(compile: Callable[[Any, str], list[Kernel]], what: Any, target: str) -> list[Kernel]:
+        try:
+            return compile(what, target)
+        except Exception as error:
+            failures.append(str(error))
+            return []
+
+    nvcc_flags()  # parses setup.py, once
     with ThreadPoolExecutor(workers) as pool:
-        results = [pool.submit(job) for job in jobs]
-    if failures := [str(error) for result in results if (error := result.exception())]:
+        cuda = [
+            [pool.submit(attempt, compile_cuda, source, target) for source in sources] for target in targets
+        ]
+        triton = [[attempt(compile_triton, case, target) for case in cases] for target in targets]
+    if failures:
         raise RuntimeError("\n".join(failures))
-    return [kernel for result in results for kernel in result.result()]
+    found: list[list[Kernel]] = []
+    for waiting, done in zip(cuda, triton, strict=True):
+        found += [*(future.result() for future in waiting), *done]
+    return [kernel for kernels in found for kernel in kernels]
 
 
 def why_no_nvcc() -> str:
