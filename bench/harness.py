@@ -22,7 +22,7 @@ from typing import TypedDict
 
 import torch
 
-from pyspec.cli import machine
+from pyspec import machine
 
 
 class GateError(RuntimeError):

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from pyspec.cli import machine
+from pyspec import machine
 
 
 @click.command()

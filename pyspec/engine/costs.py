@@ -3,9 +3,15 @@
 
 from __future__ import annotations
 
-import platform
+import hashlib
+import importlib.util
 import time
+from functools import lru_cache
+from pathlib import Path
 
+import torch
+
+from pyspec import backends, machine
 from pyspec.engine.batch import StepBatch, Work
 from pyspec.engine.executor import Executor
 from pyspec.engine.request import Request
@@ -16,7 +22,8 @@ from pyspec.trees.online import LinearCost, StepCost
 from pyspec.trees.token_tree import TokenTree
 
 GREEDY_BELOW = 2**-16  # temperatures under it are greedy, see pyspec/spec/pipeline.py
-NODES = (1, 2, 3, 4, 5, 6, 8, 9, 12, 16, 24, 32, 48, 64, 128, 256, 512, 1024)
+# The CPU's products take tiles of eight rows: a node that opens a new one costs several times as much as its neighbours.
+NODES = (1, 2, 3, 4, 5, 6, 8, 9, 12, 16, 17, 24, 25, 32, 33, 48, 64, 128, 256, 512, 1024)
 CONTEXTS = (64, 2048)
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 ROUNDS = 15  # about four seconds for a model of 100 MB, once per machine
@@ -32,6 +39,21 @@ def sampling_kind(params: SamplingParams) -> str:
     filters = params.top_k or params.top_p < 1 or params.min_p > 0 or params.typical_p < 1
     kind = "greedy" if params.temperature < GREEDY_BELOW else "filtered" if filters else "sampled"
     return f"{kind}+edits" if params.edits else kind
+
+
+@lru_cache
+def kernels_digest() -> str:
+    """16 hexadecimal digits of the kernels that are installed: new ones cost something else, so old tables tell nothing of them.
+
+    Of the compiled extension's file, of the Triton sources, and of torch's version, which the specification runs on.
+    """
+    digest = hashlib.sha256(torch.__version__.encode())
+    found = importlib.util.find_spec("pyspec.kernels")
+    folders = [] if found is None else found.submodule_search_locations or []
+    files = [file for folder in folders for file in sorted(Path(folder).glob("*.py"))]
+    for file in files if backends.native is None else [Path(backends.native.__file__), *files]:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 class CostMeter:
@@ -70,7 +92,7 @@ class CostMeter:
             times = []
             for _ in range(repeats + 1):
                 start = time.perf_counter()
-                self._executor.verify(0)
+                self._executor.verify(None)
                 times.append(time.perf_counter() - start)
             seconds.append(min(times[1:]))
         slope = max(0.0, (seconds[1] - seconds[0]) / (most - 1)) if most > 1 else 0.0
@@ -78,13 +100,13 @@ class CostMeter:
         return LinearCost(max(0.0, seconds[0] - slope), slope, weight=0.2, free=8)
 
     def measure(self, key: str, max_nodes: int, max_batch: int, max_context: int) -> StepCost:
-        """Costs for this machine: the model's table is kept under `key` (model, executor, threads ...)."""
-        nodes = [n for n in NODES if n <= max_nodes]
+        """Costs for this machine and these kernels: the model's table is kept under `key` (model, executor, threads ...)."""
+        nodes = sorted({max_nodes, *(n for n in NODES if n <= max_nodes)})
         room = min(self._num_pages * self._batch.page_size, max_context) - max_nodes
         contexts = sorted({max(0, min(context, room)) for context in CONTEXTS})
         batches = [b for b in BATCHES if b <= max_batch]
         shape = f"nodes={nodes} contexts={contexts} batches={batches} rounds={ROUNDS}"
-        key = f"{platform.machine()} {platform.processor()} {key} {shape}"
+        key = f"{machine.cpu_model()} kernels={kernels_digest()} {key} {shape}"
         table = CostTable.cached(key, lambda: CostTable.measure(self.step, nodes, contexts, batches, ROUNDS))
         most = min(max_nodes, 8)
         return StepCost(table, {kind: self.verify_cost(kind, most) for kind in KINDS})

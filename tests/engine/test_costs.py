@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from pyspec import backends
+from pyspec.engine import costs
 from pyspec.engine.batch import StepBatch
 from pyspec.engine.costs import KINDS, ROUNDS, CostMeter, sampling_kind
 from pyspec.engine.sampling_params import SamplingParams
@@ -31,7 +34,8 @@ class Double:
     def wait(self) -> None:
         self.waited += 1
 
-    def verify(self, num_logprobs: int) -> None:
+    def verify(self, num_logprobs: int | None) -> None:
+        assert num_logprobs is None  # as steps of requests that want none
         self.verified.append((self._batch.R, float(self._batch.arrays["temperature"][0])))
 
 
@@ -64,6 +68,26 @@ def test_every_size_and_batch_is_measured(
     again, second = meter(num_pages)
     assert again.measure("key", 8, 4, 140).table == cost.table
     assert not second.waited  # from the cache
+
+
+def test_new_kernels_are_measured_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYSPEC_CACHE", str(tmp_path / "cache"))
+    extension = tmp_path / "kernels.so"
+    monkeypatch.setattr(backends, "native", SimpleNamespace(__file__=str(extension)))
+    waited = []
+    for content in (b"old", b"new", b"old"):
+        extension.write_bytes(content)
+        costs.kernels_digest.cache_clear()
+        cost_meter, double = meter(160)
+        cost_meter.measure("key", 4, 1, 140)
+        waited.append(double.waited > 0)
+    costs.kernels_digest.cache_clear()
+    assert waited == [True, True, False]
+
+
+def test_the_largest_tree_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYSPEC_CACHE", str(tmp_path))
+    assert meter(160)[0].measure("key", 11, 1, 140).table.nodes == (1, 2, 3, 4, 5, 6, 8, 9, 11)
 
 
 def test_kinds_of_sampling() -> None:
