@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 SPECULATION = ("off", "auto", "always", "suffix", "ngram")
+VERIFIERS = ("shared_noise", "greedy", "target", "block", "top_down", "traversal")
 EXECUTORS = ("auto", "cuda", "triton", "compiled", "spec")
 MAX_GRAMMAR_BYTES = 1 << 20
 _SAMPLING = (
@@ -26,7 +27,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def model_options(function: F) -> F:
-    """Adds --model, --draft, --speculation, --context, --executor and --threads."""
+    """Adds --model, --draft, --speculation, --verifier, --context, --executor and --threads."""
     for option in (
         click.option(
             "--executor", type=click.Choice(EXECUTORS), default="auto", show_default=True,
@@ -35,8 +36,13 @@ def model_options(function: F) -> F:
         click.option("--threads", type=click.IntRange(1), help="Threads; default: the cores this process may use."),
         click.option("--context", type=click.IntRange(16), help="Longest prompt with its answer, in tokens."),
         click.option(
+            "--verifier", type=click.Choice(VERIFIERS), default="shared_noise", show_default=True,
+            help="shared_noise: the text of plain decoding; greedy: the same, at temperature 0 alone; others: another text of the "
+            "same law, which depends on the drafts.",
+        ),
+        click.option(
             "--speculation", type=click.Choice(SPECULATION), default="auto", show_default=True,
-            help="auto: trees of the drafts where they pay; the text does not depend on it.",
+            help="auto: trees of the drafts where they pay; the text does not depend on it, unless --verifier says so.",
         ),
         click.option(
             "--draft", "drafts", multiple=True, metavar="NAME|PATH",
@@ -148,6 +154,7 @@ def load_model(options: dict[str, Any], *, quiet: bool = False) -> LLM:
         max_context=options["context"],
         max_batch=min(options.get("n", 1), 8),
         executor=options.get("executor", "auto"),
+        verifier=options.get("verifier", "shared_noise"),
     )
     if note:
         print("\x1b[2K", end="", file=sys.stderr, flush=True)

@@ -61,6 +61,7 @@ def trace(prompt: str, out: Path, chat: bool | None, alternatives: int, quiet: b
         "model": str(options["model"]),
         "backend": llm.executor_name,
         "speculation": options["speculation"],
+        "verifier": options["verifier"],
         "sampling": describe(params),
         "ended by": answer.finish_reason,
     }
