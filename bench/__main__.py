@@ -45,7 +45,13 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
 @click.option("--quick", is_flag=True, help="Few cases and rounds: does it run, not how fast.")
 @click.option("--threads", type=click.IntRange(1), help="Threads; default: the cores this process may use.")
 @click.option("--model", default=DEFAULT_MODEL, show_default=True, metavar="NAME|PATH")
-@click.option("--prompts", type=click.IntRange(1), default=200, show_default=True, help="equality: how many.")
+@click.option(
+    "--prompts",
+    type=click.IntRange(1),
+    default=200,
+    show_default=True,
+    help="How many; acceptance and speculation: of each set.",
+)
 @click.option(
     "--skip",
     type=click.IntRange(0),
@@ -65,12 +71,21 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
 )
 @click.option("--all", is_flag=True, help="equality: every mode, at batch sizes 1, 8 and 32.")
 @click.option(
-    "--seconds", type=click.FloatRange(0), help="equality: stop after this time and report what is done."
+    "--only",
+    callback=_list,
+    default="",
+    metavar="PATTERNS",
+    help="acceptance, speculation: cases that match one of these, with * and ?, such as '*eagle3*,suffix*'.",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0),
+    help="equality, acceptance, speculation: stop after this time and report what is done.",
 )
 def main(
     name: str, json_file: Path | None, csv_file: Path | None, threads: int | None, **rest: object
 ) -> int:
-    """Run the bench NAME; exit code 1 if what it checks is wrong."""
+    """Run the bench NAME; exit code 1 if what it checks is wrong. A CSV file gets every row when it is measured."""
     set_threads(threads)
     module = importlib.import_module(f".{PREFIX}{name}", __package__)
     rows: list[Row] = []
@@ -78,14 +93,14 @@ def main(
     try:
         for row in module.rows(Options(threads=threads, **rest)):  # type: ignore[arg-type]
             rows.append(row)
+            if csv_file:
+                append_csv(csv_file, [row], threads or torch.get_num_threads())
     except (GateError, KeyboardInterrupt) as error:
         failure = error
     if rows:
         getattr(module, "print_rows", print_table)(rows)
         if json_file:
             write_json(json_file, rows)
-        if csv_file:
-            append_csv(csv_file, rows, threads or torch.get_num_threads())
     if failure:
         raise failure
     return 0

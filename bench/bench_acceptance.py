@@ -3,11 +3,14 @@
 
 Everything that a draft proposes is verified (speculation "always"), so these figures say what drafts and verifiers are worth, not
 what the planner makes of them. A step emits the accepted nodes' tokens and one more: plain decoding has 1. Verifiers with fresh
-randomness take trees drawn from a draft's law, so they run with drafts that have one. --prompts are of each set.
+randomness take trees drawn from a draft's law, so they run with drafts that have one. --prompts are of each set; --only takes
+patterns of cases (draft/verifier/temperature/set).
 """
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -32,6 +35,9 @@ class Way:
     draft: Any
     policy: TreePolicy | None = None
     verifier: str = "shared_noise"
+
+    def case(self, temperature: float, name: str) -> str:
+        return f"{self.name}/{self.verifier}/T{temperature}/{name}"
 
 
 def ways() -> list[Way]:
@@ -63,20 +69,26 @@ def rows(options: Options) -> Iterator[Row]:
     """A row for every way, set and temperature."""
     from pyspec.engine import LLM
 
+    began = time.monotonic()
     count = 2 if options.quick else options.prompts
     sets = {name: load_set(name, count) for name in SETS}
     for way in ways():
+        cases = {way.case(t, name): (t, name) for t in TEMPERATURES for name in sets}
+        cases = {case: which for case, which in cases.items() if options.wants(case)}
+        if not cases:
+            continue
         llm = LLM(
             options.model, speculation="always", draft=way.draft, draft_policy=way.policy, verifier=way.verifier,
             max_batch=BATCH, max_context=CONTEXT, max_nodes=16, calibrate=False,
         )  # fmt: skip
-        for temperature in TEMPERATURES:
-            for name, prompts in sets.items():
-                case = f"{way.name}/{way.verifier}/T{temperature}/{name}"
-                length = tokens_a_step(llm, prompts, temperature, options.max_tokens)
-                yield make_row(
-                    "acceptance", case, llm.executor_name, "mean_accepted_length", length, "tokens/step"
-                )
+        for case, (temperature, name) in cases.items():
+            if options.seconds is not None and time.monotonic() - began > options.seconds:
+                print(f"stopped before {case}", file=sys.stderr)
+                return
+            length = tokens_a_step(llm, sets[name], temperature, options.max_tokens)
+            yield make_row(
+                "acceptance", case, llm.executor_name, "mean_accepted_length", length, "tokens/step"
+            )
 
 
 def tokens_a_step(llm: LLM, prompts: list[Prompt], temperature: float, max_tokens: int) -> float:

@@ -16,6 +16,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
 from typing import TypedDict
@@ -57,6 +58,11 @@ class Options:
     skip: int = 0
     seconds: float | None = None
     all: bool = False
+    only: tuple[str, ...] = ()
+
+    def wants(self, case: str) -> bool:
+        """Whether a case's name matches one of the patterns of `only`; without patterns, all do."""
+        return not self.only or any(fnmatchcase(case, pattern) for pattern in self.only)
 
 
 @dataclass(frozen=True)
@@ -171,6 +177,7 @@ def append_csv(path: Path, rows: Iterable[Row], threads: int) -> None:
         writer.writerows({**where, **row} for row in rows)
 
 
+@lru_cache(maxsize=1)  # the code that runs is that of the start
 def commit() -> str:
     """The commit of the source tree that runs, with `+` if files differ from it; nothing outside a repository."""
     root = Path(__file__).parent.parent

@@ -82,6 +82,22 @@ def test_a_failed_gate_prints_its_rows_and_fails(
     assert captured.err == "error: equality: every answer must equal\n"
 
 
+def test_a_csv_file_has_the_rows_of_a_bench_that_was_broken_off(planted: Callable, tmp_path: Path) -> None:
+    planted(MemoryError("no more"))
+    csv_file = tmp_path / "rows.csv"
+    with pytest.raises(MemoryError):
+        runner.run(["equality", "--csv", str(csv_file)])
+    (record,) = csv.DictReader(csv_file.open())
+    assert record["metric"] == "differing_tokens"
+
+
+def test_cases_are_chosen_by_patterns() -> None:
+    cases = ["suffix/T0.0/humaneval", "suffix+eagle3/T0.0/humaneval", "ngram/T1.0/gsm8k"]
+    assert all(map(Options().wants, cases))
+    assert [case for case in cases if Options(only=("*eagle3*", "*/gsm8k")).wants(case)] == cases[1:]
+    assert [case for case in cases if Options(only=("suffix/*",)).wants(case)] == cases[:1]
+
+
 def test_every_bench_file_is_found() -> None:
     files = {path.stem.removeprefix("bench_") for path in Path(runner.__file__).parent.glob("bench_*.py")}
     assert set(runner.names()) == files >= {"equality", "e2e"}
