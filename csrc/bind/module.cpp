@@ -20,6 +20,10 @@ template <typename T>
 const T* pointer(uintptr_t address) {
   return reinterpret_cast<const T*>(address);
 }
+template <typename T>
+T* target(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
 
 void bind_step_executor(py::module_& m) {
   py::class_<Rows>(m, "Rows").def(
@@ -38,6 +42,22 @@ void bind_step_executor(py::module_& m) {
            py::kw_only(), py::arg("tokens"), py::arg("positions"), py::arg("parents"), py::arg("cu_t"),
            py::arg("kv_len"), py::arg("page_table"), py::arg("logit_rows"), py::arg("slots"),
            py::arg("table_width"));
+  py::class_<WalkArrays>(m, "WalkArrays")
+      .def(py::init([](uintptr_t tokens, uintptr_t parents, uintptr_t cu_t, uintptr_t position,
+                       uintptr_t temperature, uintptr_t top_k, uintptr_t top_p, uintptr_t min_p,
+                       uintptr_t typical_p, uintptr_t seed, uintptr_t stream, uintptr_t path,
+                       uintptr_t path_len, uintptr_t emitted, uintptr_t logprobs) {
+             return WalkArrays{
+                 pointer<int32_t>(tokens),   pointer<int32_t>(parents),   pointer<int32_t>(cu_t),
+                 pointer<int32_t>(position), pointer<float>(temperature), pointer<int32_t>(top_k),
+                 pointer<float>(top_p),      pointer<float>(min_p),       pointer<float>(typical_p),
+                 pointer<int64_t>(seed),     pointer<int32_t>(stream),    target<int32_t>(path),
+                 target<int32_t>(path_len),  target<int32_t>(emitted),    target<float>(logprobs)};
+           }),
+           py::kw_only(), py::arg("tokens"), py::arg("parents"), py::arg("cu_t"), py::arg("position"),
+           py::arg("temperature"), py::arg("top_k"), py::arg("top_p"), py::arg("min_p"), py::arg("typical_p"),
+           py::arg("seed"), py::arg("stream"), py::arg("path"), py::arg("path_len"), py::arg("emitted"),
+           py::arg("logprobs"));
   py::class_<CacheShape>(m, "CacheShape")
       .def(py::init([](uintptr_t k, uintptr_t v, int64_t layers, int64_t pages, int64_t page_size,
                        int64_t kv_heads, int64_t head_dim, int dtype, bool tiled) {
@@ -86,6 +106,15 @@ void bind_step_executor(py::module_& m) {
       .def("copy", &StepExecutor::copy)
       .def(
           "run", [](StepExecutor& e, int64_t T, int64_t R, int64_t B) { e.run({T, R, B}); },
+          py::call_guard<py::gil_scoped_release>())
+      .def(
+          "walk",
+          [](StepExecutor& e, const WalkArrays& arrays, Rows logits, uintptr_t edited, int64_t R, int64_t B,
+             int64_t max_path, bool wanted, int64_t num_logprobs, uintptr_t top_tokens,
+             uintptr_t top_logprobs) {
+            e.walk(arrays, logits, pointer<float>(edited), {0, R, B}, max_path,
+                   {wanted, num_logprobs, target<int32_t>(top_tokens), target<float>(top_logprobs)});
+          },
           py::call_guard<py::gil_scoped_release>())
       .def(
           "commit",

@@ -17,6 +17,7 @@
 #include "pyspec/rope.h"
 #include "pyspec/silu_mul.h"
 #include "pyspec/softcap.h"
+#include "pyspec/verify_tree.h"
 
 namespace pyspec {
 namespace {
@@ -165,6 +166,49 @@ void StepExecutor::copy(Rows x, Rows out) {
 
 void StepExecutor::run(const StepSizes& sizes) {
   for (const auto& launch : launches_) launch(sizes);
+}
+
+void StepExecutor::walk(const WalkArrays& a, Rows logits, const float* edited, const StepSizes& sizes,
+                        int64_t max_path, const WalkLogprobs& logprobs) {
+  verify_tree_cpu({logits.data,
+                   a.tokens,
+                   a.parents,
+                   a.cu_t,
+                   a.position,
+                   a.temperature,
+                   a.top_k,
+                   a.top_p,
+                   a.min_p,
+                   a.typical_p,
+                   a.seed,
+                   a.stream,
+                   edited,
+                   a.path,
+                   a.path_len,
+                   a.emitted,
+                   a.logprobs,
+                   logprobs.top_tokens,
+                   logprobs.top_logprobs,
+                   nullptr,
+                   nullptr,
+                   sizes.R,
+                   sizes.B,
+                   logits.columns,
+                   max_path,
+                   logprobs.num_logprobs,
+                   logits.stride,
+                   logits.columns,
+                   logprobs.wanted});
+  moved_.assign(size_t(sizes.B), 0);
+  bool any = false;
+  for (int64_t b = 0; b < sizes.B; ++b) {
+    const int32_t* path = a.path + b * max_path;
+    int32_t last = a.path_len[b] - 1;  // nodes of a path ascend: it lies in place if its last one does
+    if (last < 0 || path[last] == last) continue;
+    moved_[size_t(b)] = last + 1;
+    any = true;
+  }
+  if (any) commit(a.path, moved_.data(), sizes.B, max_path);
 }
 
 void StepExecutor::commit(const int32_t* path, const int32_t* path_len, int64_t B, int64_t E) const {

@@ -36,6 +36,26 @@ struct StepArrays {
   int64_t table_width;
 };
 
+// The trees of a step, filled by the caller before walk(), and where it writes: see pyspec/verify_tree.h.
+struct WalkArrays {
+  const int32_t *tokens, *parents, *cu_t, *position;
+  const float* temperature;
+  const int32_t* top_k;
+  const float *top_p, *min_p, *typical_p;
+  const int64_t* seed;
+  const int32_t* stream;
+  int32_t *path, *path_len, *emitted;
+  float* logprobs;
+};
+
+// What is wanted of a walk beside its tokens; arrays of num_logprobs for every node of every path.
+struct WalkLogprobs {
+  bool wanted;
+  int64_t num_logprobs;
+  int32_t* top_tokens;
+  float* top_logprobs;
+};
+
 // The KV cache: pages [P, S, G, D] of every layer, one after another.
 struct CacheShape {
   uintptr_t k, v;
@@ -64,6 +84,10 @@ class StepExecutor {
   void copy(Rows x, Rows out);
 
   void run(const StepSizes& sizes);
+  // Walks the trees by the step's rows of logits, or by `edited` [R, V] where that is not null, and commits
+  // the paths that do not lie where they belong already.
+  void walk(const WalkArrays& arrays, Rows logits, const float* edited, const StepSizes& sizes,
+            int64_t max_path, const WalkLogprobs& logprobs);
   void commit(const int32_t* path, const int32_t* path_len, int64_t B, int64_t E) const;
   size_t workspace_bytes() const { return workspace_.size() + activations_.size(); }
 
@@ -77,6 +101,7 @@ class StepExecutor {
   std::vector<std::function<void(const StepSizes&)>> launches_;
   std::vector<std::unique_ptr<TreeAttentionPlan>> plans_;  // one per sliding window
   std::vector<char> workspace_, activations_;              // of attention, and of quantised rows
+  std::vector<int32_t> moved_;                             // lengths of the paths that are to be moved
 };
 
 }  // namespace pyspec

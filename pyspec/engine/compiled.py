@@ -12,7 +12,9 @@ from torch import Tensor
 
 from pyspec import backends, ops
 from pyspec.engine.batch import StepBatch
+from pyspec.engine.compiled_walk import CompiledWalk
 from pyspec.engine.executor import Weights
+from pyspec.engine.huge_pages import Arena
 from pyspec.engine.kv_pages import KVCache
 from pyspec.engine.verification import Verified, verify_on_host
 from pyspec.errors import UnsupportedError
@@ -39,7 +41,7 @@ class CompiledExecutor:
         self.name = f"cpu/{native.cpu_isa()}"
         self._native, self._program, self._batch, self._cache = native, program, batch, cache
         self._source, self._release_pages = weights, release_pages
-        self._held = weights.packed
+        self._held, self._arena = weights.packed, Arena()
         rows = {"T": batch.max_tokens, "R": batch.max_rows}
         self._buffers = {b.name: torch.zeros(rows[b.rows], b.columns) for b in program.buffers}
         self._of_logits = {b.name: b.rows == "R" for b in program.buffers}
@@ -60,6 +62,8 @@ class CompiledExecutor:
         )  # fmt: skip
         heads = next(step.attrs["heads"] for step in program.steps if step.op == "tree_attention")
         self._executor = native.StepExecutor(arrays, shape, batch.max_tokens, heads)
+        logits = self._buffers[program.logits]
+        self._walk = CompiledWalk(native, self._executor, batch, logits)
         # Whose int8 rows lie in the workspace at this point of the program.
         self._quantized: Ref | None = None
         for step in program.steps:
@@ -87,7 +91,9 @@ class CompiledExecutor:
         """run() returns when it is done."""
 
     def verify(self, num_logprobs: int | None) -> Verified:
-        return verify_on_host(self._batch, self.logits(), self._commit, num_logprobs)
+        if self._batch.drawn.verifier.walk:
+            return verify_on_host(self._batch, self.logits(), self._commit, num_logprobs)
+        return self._walk.run(num_logprobs)
 
     def refusal(self, edits: bool, typical: bool) -> str:
         return ""
@@ -127,7 +133,7 @@ class CompiledExecutor:
         parts = [self._source[name] for name in names]
         first = parts[0]
         if names not in self._held:
-            self._held[names] = _pack(parts)
+            self._held[names] = self._arena.keep(_pack(parts))
             self._release_pages()
             self._native.trim_heap()  # sources and joined rows leave holes between the packed weights
         if isinstance(first, QuantTensor):

@@ -139,6 +139,11 @@ class BatchEdits:
         """Take the requests of a step; None: this one's logits stay as they are, or it has none."""
         self._requests = [edits or _NOTHING for edits in requests] if any(requests) else []
 
+    @property
+    def active(self) -> bool:
+        """Whether a request of the step edits its logits."""
+        return bool(self._requests)
+
     def arguments(self, vocab: int, tokens: Tensor, parents: Tensor, cu_t: Tensor) -> tuple[Any, ...] | None:
         """What edit_logits takes besides logits [R, V] at the nodes of the step's trees (as verify_tree takes them), on the host and
         valid until the next step; None if no request edits."""
