@@ -7,17 +7,18 @@ of those per request.
 
 from __future__ import annotations
 
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from pyspec.spec import noise as noise_law
 from pyspec.spec import pipeline as law
-from pyspec.spec.build_tree import limit_of_gpus
 
 from .aot import AotCase
 from .dots import rows
-from .noise import exp2, exponential, log
+from .noise import exp2, exponential, exponential_of, log, words_of
 from .pipeline import (
     OPTIONS,
     first_best,
@@ -34,16 +35,27 @@ _LOG2E = tl.constexpr(noise_law.LOG2E)
 _GREEDY_BELOW = tl.constexpr(law.GREEDY_BELOW)
 _INF = tl.constexpr(float("inf"))
 _SUM_BLOCK = tl.constexpr(8 * law.LANES)
-limit = limit_of_gpus
+
+
+@triton.jit
+def noise_of(start, vocab, seed, stream, position, ids_ptr, TOKENS: tl.constexpr):
+    """E = exp(-g) of columns start .. start + TOKENS - 1, whose tokens are their numbers where there are no ids."""
+    if ids_ptr is None:
+        e = exponential(start, seed, stream, position, TOKENS)
+    else:
+        columns = start + tl.arange(0, TOKENS)
+        tokens = tl.load(ids_ptr + columns, mask=columns < vocab, other=0)
+        e = exponential_of(words_of(tokens, seed, stream, position))
+    return e
 
 
 @triton.jit(do_not_specialize=["requests"])
 def scores_kernel(
-    logits_ptr, node_score_ptr, cu_t_ptr, position_ptr, temperature_ptr, seed_ptr, stream_ptr, scores_ptr,
+    logits_ptr, node_score_ptr, cu_t_ptr, position_ptr, temperature_ptr, seed_ptr, stream_ptr, ids_ptr, scores_ptr,
     vocab, requests, logits_stride_t, SHARED_NOISE: tl.constexpr, BLOCK: tl.constexpr,
     BLOCK_B: tl.constexpr, PLANTED_BUG: tl.constexpr = "",
 ):  # fmt: skip
-    """scores [T, V] f32 of one node; -inf where there is no child."""
+    """scores [T, V] f32 of the columns of one node; -inf where there is no child."""
     t = tl.program_id(0).to(tl.int64)
     vocab = tl.full([], 0, tl.int32) + vocab  # a number also where Triton makes 1 a constant
     b = request_of(cu_t_ptr, requests, t, BLOCK_B)
@@ -64,14 +76,14 @@ def scores_kernel(
         ids = start + tl.arange(0, _SUM_BLOCK)
         w = exp2((load_row(row_ptr, ids, vocab, infinite, True).to(tl.float64) - best) * (_LOG2E * inv_t))
         if noisy:
-            w = w / exponential(start, seed, stream, position, _SUM_BLOCK)
+            w = w / noise_of(start, vocab, seed, stream, position, ids_ptr, _SUM_BLOCK)
         total = fold_lanes(total, tl.where(ids < vocab, w, 0.0))
     log_sum = log(sum_lanes(total))
     for start in range(0, vocab, BLOCK):
         ids = start + tl.arange(0, BLOCK)
         d = (load_row(row_ptr, ids, vocab, infinite, True).to(tl.float64) - best) * inv_t
         if noisy:
-            d = d - log(exponential(start, seed, stream, position, BLOCK))
+            d = d - log(noise_of(start, vocab, seed, stream, position, ids_ptr, BLOCK))
         child = (score.to(tl.float64) + (d - log_sum)).to(tl.float32)
         mask = ids < (vocab + 1 if PLANTED_BUG == "one more" else vocab)
         tl.store(scores_ptr + ids, tl.where(alive, child, -_INF), mask=mask)
@@ -79,27 +91,29 @@ def scores_kernel(
 
 @triton.jit(do_not_specialize=["width"])
 def node_best_kernel(
-    scores_ptr, best_ptr, token_ptr, vocab, width, SIZE: tl.constexpr, BLOCK: tl.constexpr
+    scores_ptr, best_ptr, column_ptr, vocab, width, SIZE: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """The `width` best children of one node in order: best, token [T, width]; -inf where there are fewer."""
+    """The `width` best children of one node in order: best, column [T, width]; -inf where there are fewer."""
     t = tl.program_id(0).to(tl.int64)
     vocab = tl.full([], 0, tl.int32) + vocab
-    token_ptr += t * width
+    column_ptr += t * width
     num = tl.minimum(vocab, width)
-    ids, values = first_in_order(scores_ptr + t * vocab, token_ptr, vocab, False, num, False, SIZE, BLOCK)
+    columns, values = first_in_order(
+        scores_ptr + t * vocab, column_ptr, vocab, False, num, False, SIZE, BLOCK
+    )
     place = tl.arange(0, SIZE)
-    tl.store(token_ptr + place, ids, mask=place < num)
+    tl.store(column_ptr + place, columns, mask=place < num)
     tl.store(best_ptr + t * width + place, tl.where(place < num, values, -_INF), mask=place < width)
 
 
 @triton.jit(do_not_specialize=["width"])
 def request_best_kernel(
-    best_ptr, node_token_ptr, cu_t_ptr, token_ptr, parent_ptr, score_ptr, width,
+    best_ptr, node_column_ptr, cu_t_ptr, ids_ptr, token_ptr, parent_ptr, score_ptr, width,
     SIZE: tl.constexpr, BLOCK: tl.constexpr, PLANTED_BUG: tl.constexpr = "",
 ):  # fmt: skip
     """The `width` best of a request's nodes' children.
 
-    Their flat index orders ties: by node, then by token.
+    Their flat index orders ties: by node, then by column, which is the order of tokens.
     """
     b = tl.program_id(0).to(tl.int64)
     begin = tl.load(cu_t_ptr + b).to(tl.int64)
@@ -116,7 +130,9 @@ def request_best_kernel(
             best_ptr + begin * width, token_ptr + b * width, candidates, False, width, False, SIZE, BLOCK
         )
         child = mask & (values > -_INF)
-        token = tl.load(node_token_ptr + begin * width + index, mask=child, other=-1)
+        token = tl.load(node_column_ptr + begin * width + index, mask=child, other=-1)
+        if ids_ptr is not None and PLANTED_BUG != "columns":
+            token = tl.load(ids_ptr + token, mask=child, other=-1)
         tl.store(token_ptr + out, token, mask=mask)
         tl.store(parent_ptr + out, tl.where(child, index // width, -1), mask=mask)
         tl.store(score_ptr + out, tl.where(child, values, -_INF), mask=mask)
@@ -127,8 +143,8 @@ def build_tree(
     stream: Tensor, ids: Tensor | None = None,
     *, width: int, rule: str = "shared_noise",
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """token, parent and score [B, width] of the children that each request keeps; no ids (see limit)."""
-    return _launch(logits, node_score, cu_t, (position, temperature, seed, stream), width, rule)
+    """token, parent and score [B, width] of the children that each request keeps."""
+    return _launch(logits, node_score, cu_t, (position, temperature, seed, stream), ids, width, rule)
 
 
 def _launch(
@@ -136,33 +152,36 @@ def _launch(
     node_score: Tensor,
     cu_t: Tensor,
     laws: tuple[Tensor, ...],
+    ids: Tensor | None,
     width: int,
     rule: str,
     bug: str = "",
 ) -> tuple[Tensor, Tensor, Tensor]:
     (t, vocab), b = logits.shape, cu_t.size(0) - 1
     token, parent, score = cu_t.new_empty(b, width), cu_t.new_empty(b, width), logits.new_empty(b, width)
-    scores, best, node_token = (
+    scores, best, node_column = (
         logits.new_empty(t, vocab),
         logits.new_empty(t, width),
         cu_t.new_empty(t, width),
     )
     c, cu_t, size = pick_config(vocab), cu_t.contiguous(), sort_size(width)
+    ids = None if ids is None else ids.contiguous()
     if t:
         logits = rows(logits)
         scores_kernel[(t,)](
-            logits, node_score.contiguous(), cu_t, *(law.contiguous() for law in laws), scores, vocab, b,
-            logits.stride(0), SHARED_NOISE=rule == "shared_noise", BLOCK=c.block,
+            logits, node_score.contiguous(), cu_t, *(law.contiguous() for law in laws), ids, scores, vocab,
+            b, logits.stride(0), SHARED_NOISE=rule == "shared_noise", BLOCK=c.block,
             BLOCK_B=triton.next_power_of_2(b), PLANTED_BUG=bug, num_warps=c.num_warps, **OPTIONS,
         )  # fmt: skip
         node_best_kernel[(t,)](
-            scores, best, node_token, vocab, width, SIZE=size, BLOCK=c.block, num_warps=c.num_warps
+            scores, best, node_column, vocab, width, SIZE=size, BLOCK=c.block, num_warps=c.num_warps
         )
     if b:
         request_best_kernel[(b,)](
             best,
-            node_token,
+            node_column,
             cu_t,
+            ids,
             token,
             parent,
             score,
@@ -176,37 +195,27 @@ def _launch(
 
 
 def aot_cases() -> list[AotCase]:
-    """Both rules over a vocabulary of 49152, 16 children kept."""
+    """Both rules over a vocabulary of 49152, and with the noise over 49152 columns with tokens; 16 children kept."""
     c, size = pick_config(49152), sort_size(16)
-    laws = {"position_ptr": "*i32", "temperature_ptr": "*fp32", "seed_ptr": "*i64", "stream_ptr": "*i32"}
-    scores = {
-        "logits_ptr": "*fp32", "node_score_ptr": "*fp32", "cu_t_ptr": "*i32", **laws, "scores_ptr": "*fp32",
-        "vocab": "i32", "requests": "i32", "logits_stride_t": "i32", "SHARED_NOISE": "constexpr",
-        "BLOCK": "constexpr",
-        "BLOCK_B": "constexpr", "PLANTED_BUG": "constexpr",
+    floats = ("logits_ptr", "node_score_ptr", "temperature_ptr", "scores_ptr", "best_ptr", "score_ptr")
+    kinds = {
+        **dict.fromkeys(floats, "*fp32"), "seed_ptr": "*i64",
+        **dict.fromkeys(("vocab", "width", "requests", "logits_stride_t"), "i32"),
     }  # fmt: skip
-    node = {
-        "scores_ptr": "*fp32", "best_ptr": "*fp32", "token_ptr": "*i32", "vocab": "i32", "width": "i32",
-        "SIZE": "constexpr", "BLOCK": "constexpr",
-    }  # fmt: skip
-    request = {
-        "best_ptr": "*fp32", "node_token_ptr": "*i32", "cu_t_ptr": "*i32", "token_ptr": "*i32",
-        "parent_ptr": "*i32",
-        "score_ptr": "*fp32", "width": "i32", "SIZE": "constexpr", "BLOCK": "constexpr",
-        "PLANTED_BUG": "constexpr",
-    }  # fmt: skip
-    cases = [
-        AotCase(
-            f"build_tree-scores-noise{noise:d}", scores_kernel, scores,
-            {"SHARED_NOISE": noise, "BLOCK": c.block, "BLOCK_B": 8, "PLANTED_BUG": ""}, num_warps=c.num_warps,
-            options=OPTIONS,
-        )
-        for noise in (False, True)
-    ]  # fmt: skip
-    node_constants = {"SIZE": size, "BLOCK": c.block}
-    request_constants = {"SIZE": size, "BLOCK": 512, "PLANTED_BUG": ""}
+
+    def case(name: str, kernel: Any, num_warps: int, **constants: Any) -> AotCase:
+        signature = {n: "constexpr" if n in constants else kinds.get(n, "*i32") for n in kernel.arg_names}
+        options = OPTIONS if kernel is scores_kernel else {"enable_fp_fusion": False}
+        return AotCase(f"build_tree-{name}", kernel, signature, constants, num_warps, options=options)
+
+    scores = {"BLOCK": c.block, "BLOCK_B": 8, "PLANTED_BUG": ""}
+    plain = {"ids_ptr": None}
+    request = {"SIZE": size, "BLOCK": 512, "PLANTED_BUG": ""}
     return [
-        *cases,
-        AotCase("build_tree-node", node_best_kernel, node, node_constants, num_warps=c.num_warps),
-        AotCase("build_tree-request", request_best_kernel, request, request_constants, num_warps=2),
+        case("scores-noise0", scores_kernel, c.num_warps, SHARED_NOISE=False, **plain, **scores),
+        case("scores-noise1", scores_kernel, c.num_warps, SHARED_NOISE=True, **plain, **scores),
+        case("scores-ids", scores_kernel, c.num_warps, SHARED_NOISE=True, **scores),
+        case("node", node_best_kernel, c.num_warps, SIZE=size, BLOCK=c.block),
+        case("request", request_best_kernel, 2, **request, **plain),
+        case("request-ids", request_best_kernel, 2, **request),
     ]

@@ -80,6 +80,17 @@ def words(first, seed, stream, position, TOKENS: tl.constexpr):
 
 
 @triton.jit
+def words_of(tokens, seed, stream, position):
+    """The random words of any tokens (int32) as uint32 of their shape."""
+    c0 = (tokens // 4).to(tl.uint32, bitcast=True)
+    c1 = tl.zeros_like(c0) + position.to(tl.uint32, bitcast=True)
+    c2 = tl.zeros_like(c0) + stream.to(tl.uint32, bitcast=True)
+    c0, c1, c2, c3 = philox(c0, c1, c2, tl.zeros_like(c0), seed)
+    low, high = tl.where(tokens % 2 == 0, c0, c1), tl.where(tokens % 2 == 0, c2, c3)
+    return tl.where(tokens % 4 < 2, low, high)
+
+
+@triton.jit
 def uniform(seed, stream, step, node, item, PURPOSE: tl.constexpr):
     """A number in [0, 1) of one node and purpose: float64."""
     zero = tl.zeros([4], tl.uint32)  # four alike: the functions take blocks
@@ -95,5 +106,10 @@ def uniform(seed, stream, step, node, item, PURPOSE: tl.constexpr):
 @triton.jit
 def exponential(first, seed, stream, position, TOKENS: tl.constexpr):
     """E = exp(-g) of those tokens, float64."""
-    v = (words(first, seed, stream, position, TOKENS).to(tl.float64) + 0.5) * (2.0**-32)
-    return -log(1.0 - v)
+    return exponential_of(words(first, seed, stream, position, TOKENS))
+
+
+@triton.jit
+def exponential_of(word):
+    """E = exp(-g) of random words, float64."""
+    return -log(1.0 - (word.to(tl.float64) + 0.5) * (2.0**-32))

@@ -61,7 +61,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> build_tree(
   const at::Tensor temperature = temperature_.contiguous(), seed = seed_.contiguous(),
                    stream = stream_.contiguous(), ids = ids_ ? ids_->contiguous() : at::Tensor();
   if (kPlace == Place::kCpu) check_frontier(check, cu_t, position, temperature, ids, T.size);
-  check.value(kPlace == Place::kCpu || !ids_, "ids", "absent: the GPU kernels have none", "a tensor");
   at::Tensor token = at::empty({B.size, width}, position.options());
   at::Tensor parent = at::empty({B.size, width}, position.options());
   at::Tensor score = at::empty({B.size, width}, logits.options());

@@ -9,6 +9,8 @@
 //   22          nodes that are none get children
 //   23          what lies beyond the last child is left as it was
 //   24          the noise of one position later
+//   25          noise by the columns' numbers where they have tokens
+//   26          columns' numbers in the place of tokens
 #include <algorithm>
 
 #include "cuda/logits.cuh"
@@ -25,17 +27,24 @@ using cuda::kThreads;
 using cuda::Noise;
 using cuda::Row;
 
-// The law of one frontier node: the scores of its children.
+// The law of one frontier node: the scores of its children. Items are columns; ids[column] is the column's
+// token, or the column itself where ids is null. Both ascend together: either orders ties.
 class NodeLaw {
  public:
-  __device__ NodeLaw(const Row& row, double inv_t, bool noisy, const Noise& noise, float node_score)
-      : row_(row), noise_(noise), inv_t_(inv_t), node_score_(double(node_score)), noisy_(noisy) {}
+  __device__ NodeLaw(const Row& row, double inv_t, bool noisy, const Noise& noise, const int32_t* ids,
+                     float node_score)
+      : row_(row),
+        noise_(noise),
+        ids_(PYSPEC_PLANTED(25) ? nullptr : ids),
+        inv_t_(inv_t),
+        node_score_(double(node_score)),
+        noisy_(noisy) {}
 
   // Weights w, or w / E, of four tokens. Remembers the heaviest of this thread.
   __device__ void operator()(int64_t i, float4 z, double (&w)[4]) {
     cuda::Weights{row_, cuda::kLog2e * inv_t_, kNoKey}(i, z, w);
     if (i >= row_.vocab()) return;
-    const Noise::Words words = noisy_ ? noise_.words(i / 4) : Noise::Words{};
+    const Noise::Words words = noisy_ ? words_of(i) : Noise::Words{};
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       if (noisy_) w[k] = w[k] / cuda::exponential(words.w[k]);
@@ -52,7 +61,7 @@ class NodeLaw {
   __device__ uint64_t own() const {
     if (heaviest_ == 0) return kNoKey;
     const double d = row_.centred(row_.value(own_)) * inv_t_;
-    return key(noisy_ ? d + cuda::gumbel(noise_.word(own_)) : d, own_);
+    return key(noisy_ ? d + cuda::gumbel(noise_.word(ids_ ? ids_[own_] : own_)) : d, own_);
   }
 
   // Keys of four children: score descending, token ascending. Those beyond `worst` may be left out.
@@ -61,7 +70,7 @@ class NodeLaw {
     // What d + g must reach: 1e-6 is many roundings of a float32 score.
     const double lowest = worst == kNoKey ? -double(kInfinity) : double(cuda::key_value(worst));
     const double cutoff = lowest - node_score_ + log_sum_ - 1e-6 * (1.0 - lowest);
-    const Noise::Words words = noisy_ && i < row_.vocab() ? noise_.words(i / 4) : Noise::Words{};
+    const Noise::Words words = noisy_ && i < row_.vocab() ? words_of(i) : Noise::Words{};
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       const double d = row_.centred(values[k]) * inv_t_;
@@ -76,13 +85,24 @@ class NodeLaw {
   }
 
  private:
-  __device__ uint64_t key(double u, int64_t id) const {
+  __device__ uint64_t key(double u, int64_t column) const {
     const float score = float(node_score_ + (u - log_sum_));
-    return score > -kInfinity ? cuda::make_key(score, id) : kNoKey;
+    return score > -kInfinity ? cuda::make_key(score, column) : kNoKey;
+  }
+
+  // The random words of columns i .. i + 3; any beyond the row.
+  __device__ Noise::Words words_of(int64_t i) const {
+    if (!ids_) return noise_.words(i / 4);
+    Noise::Words words = {};
+#pragma unroll
+    for (int k = 0; k < 4; ++k)
+      if (i + k < row_.vocab()) words.w[k] = noise_.word(ids_[i + k]);
+    return words;
   }
 
   const Row& row_;
   const Noise& noise_;
+  const int32_t* ids_;
   double inv_t_, node_score_, log_sum_ = 0, heaviest_ = 0;
   int64_t own_ = 0;
   bool noisy_;
@@ -102,7 +122,7 @@ __global__ void __launch_bounds__(kThreads, 1) best_children(const BuildTreePara
       const bool greedy = p.temperature[b] < cuda::kGreedyBelow;
       const double inv_t = greedy ? 1.0 : 1.0 / double(p.temperature[b]);
       const Noise noise(p.seed[b], p.stream[b], p.position[b] + PYSPEC_PLANTED(24));
-      NodeLaw law(row, inv_t, p.shared_noise && !greedy, noise, node_score);
+      NodeLaw law(row, inv_t, p.shared_noise && !greedy, noise, p.ids, node_score);
       law.set_sum(cuda::lane_sum(row, s, law));
       const uint64_t beyond = cuda::beyond_first(law.own(), per_node, s);
       cuda::Ahead<Row> ahead(row);
@@ -136,7 +156,8 @@ __global__ void __launch_bounds__(kThreads, 1) merge_children(const BuildTreePar
     if (i < found) {
       const uint64_t key = s.lists.keys[i];
       const int64_t index = PYSPEC_PLANTED(21) ? size - 1 - int64_t(uint32_t(key)) : int64_t(uint32_t(key));
-      p.token[to] = cuda::key_id(uint64_t(entries[index]));
+      const int32_t column = cuda::key_id(uint64_t(entries[index]));
+      p.token[to] = p.ids && !PYSPEC_PLANTED(26) ? p.ids[column] : column;
       p.parent[to] = int32_t(index / per_node);
       p.score[to] = cuda::key_value(key);
     } else if (!PYSPEC_PLANTED(23)) {

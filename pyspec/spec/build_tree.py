@@ -86,11 +86,6 @@ def cases() -> Iterator[Case]:
         yield Case(f"B{b}-T{t}-V{v}-{rule}{'-ids' * part}", args, {"width": width, "rule": rule})
 
 
-def limit_of_gpus(sizes: dict[str, int], *args: Tensor | None, **kwargs: int | str) -> str | None:
-    """What the GPU kernels do not run."""
-    return None if args[-1] is None else "ids are not in the GPU kernels"
-
-
 def cost(sizes: dict[str, int], *args: Tensor | None, **kwargs: int | str) -> Cost:
     """Logits read once; about 30 operations of exp for each."""
     t, v = sizes["T"], sizes["V"]
@@ -143,7 +138,7 @@ def child_scores(
     return (score + log_q).float()
 
 
-@op(CONTRACT, check=check, cases=cases, cost=cost, limits={"cuda": limit_of_gpus})
+@op(CONTRACT, check=check, cases=cases, cost=cost)
 def build_tree(
     logits: Tensor, node_score: Tensor, cu_t: Tensor, position: Tensor, temperature: Tensor, seed: Tensor, stream: Tensor,
     ids: Tensor | None = None, *, width: int, rule: str = "shared_noise",

@@ -17,7 +17,7 @@ from pyspec import spec
 from pyspec.contract import Case
 
 Call = tuple[tuple[Tensor, ...], dict[str, Any]]
-CASES = [case for case in spec.build_tree.cases() if case.args[-1] is None]  # ids: see limit_of_gpus
+CASES = list(spec.build_tree.cases())
 
 
 def random_call(rng: random.Random) -> Call:
@@ -33,10 +33,16 @@ def random_call(rng: random.Random) -> Call:
     args = (
         logits, score, torch.tensor([0, *sizes]).cumsum(0).int(), many([0, 3, 2**31 - 1], torch.int32),
         many([0.0, 1e-5, 2.0**-16, 0.4, 1.0, 1.0, 3e38], torch.float32), many([0, -1, 2**62 + 3], torch.int64),
-        many([0, 2], torch.int32),
+        many([0, 2], torch.int32), part_of_vocabulary(rng, vocab) if rng.random() < 0.4 else None,
     )  # fmt: skip
     width = rng.choice([1, 3, 8, vocab if vocab < 1000 else 1000, 1024])
     return args, {"width": width, "rule": rng.choice(["deterministic", "shared_noise"])}
+
+
+def part_of_vocabulary(rng: random.Random, columns: int) -> Tensor:
+    """Ascending tokens of so many columns: runs of neighbours and gaps."""
+    top = rng.choice([columns, 2 * columns + 3, 30 * columns])
+    return torch.tensor(sorted(rng.sample(range(top), columns)), dtype=torch.int32)
 
 
 def one_request(logits: Tensor, width: int, rule: str, temperature: float = 1.0) -> Call:
@@ -86,6 +92,13 @@ def missing_call() -> Call:
     return args, kwargs
 
 
+def part_call() -> Call:
+    """Two rows over a tenth of a vocabulary, whose noise is that of the columns' tokens."""
+    (logits, *rest), kwargs = noisy_call()
+    ids = 7 + 10 * torch.arange(logits.size(1), dtype=torch.int32)
+    return (logits, *rest, ids), kwargs
+
+
 def agree(call: Call, **how: Any) -> bool:
     args, kwargs = call
     want, got = spec.build_tree.run(*args, **kwargs), emulator.call("build_tree", *args, **kwargs, **how)
@@ -103,7 +116,7 @@ def test_equals_specification_on_random_frontiers() -> None:
     assert [i for i, call in enumerate(calls) if not agree(call)] == []
 
 
-@pytest.mark.parametrize("call", [tied_call, noisy_call, flat_call, peaked_call, missing_call])
+@pytest.mark.parametrize("call", [tied_call, noisy_call, flat_call, peaked_call, missing_call, part_call])
 def test_ties_noise_last_bits_and_missing_children(call: Any) -> None:
     assert agree(call())
 
@@ -128,6 +141,8 @@ def test_strided_rows() -> None:
     view = torch.empty(2, 9010)[:, 3:9003].copy_(logits)
     assert agree(((view, *rest), kwargs))
     assert agree(((logits.t().contiguous().t(), *rest), kwargs))
+    (logits, *rest, ids), kwargs = part_call()
+    assert agree(((logits, *rest, torch.stack([ids, ids], 1)[:, 1]), kwargs))
 
 
 @pytest.mark.parametrize("order", emulator.ORDERS)
@@ -136,6 +151,7 @@ def test_every_order_of_threads_with_the_checker(order: str, copies: str) -> Non
     with emulator.schedule(order=order, copies=copies, seed=4):
         assert agree((CASES[0].args, CASES[0].kwargs), checked=True)
         assert agree((CASES[3].args, CASES[3].kwargs), checked=True)
+        assert agree((CASES[6].args, CASES[6].kwargs), checked=True)
 
 
 def test_long_rows_with_the_checker() -> None:
@@ -145,6 +161,7 @@ def test_long_rows_with_the_checker() -> None:
 
 PLANTED = {
     1: noisy_call, 3: flat_call, 5: peaked_call, 21: tied_call, 22: missing_call, 23: missing_call, 24: noisy_call,
+    25: part_call, 26: part_call,
 }  # fmt: skip
 
 
