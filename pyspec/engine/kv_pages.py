@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyspec.engine import huge_pages
+
 
 class PagePool:
     """A free list of page numbers. Pages are reserved at admission, so a running request can never run out."""
@@ -47,8 +49,11 @@ class KVCache:
         device: torch.device | None = None,
     ) -> None:
         shape = (num_layers, num_pages, page_size, kv_heads, head_dim)
-        self.k = torch.zeros(shape, dtype=dtype, device=device)
-        self.v = torch.zeros(shape, dtype=dtype, device=device)
+        on_host = device is None or device.type == "cpu"
+        self.k, self.v = (
+            huge_pages.zeros(shape, dtype) if on_host else torch.zeros(shape, dtype=dtype, device=device)
+            for _ in range(2)
+        )
         self.page_size, self.num_pages = page_size, num_pages
 
     def layer(self, i: int) -> tuple[Tensor, Tensor]:
