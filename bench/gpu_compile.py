@@ -135,14 +135,17 @@ def _nvcc(source: Path, target: str) -> list[Kernel]:
 
 
 def compile_triton(case: Any, target: str) -> list[Kernel]:
-    """One of `aot_cases()` for one target."""
+    """One of `aot_cases()` for one target; nothing if it is not launched so there."""
     aot = importlib.import_module("pyspec.kernels.aot")
+    capability = int(re.sub(r"\D", "", target))
+    if capability < case.least_capability:
+        return []
     name = f"{case.fn.__module__}.{case.fn.__name__}"
     key = _digest(case.fn.cache_key, case.signature, case.constexprs, case.attrs, case.options, case.num_warps, case.num_stages, target, aot.triton.__version__)  # fmt: skip
 
     def build() -> list[Kernel]:
         try:
-            binary = aot.compiled(case, int(re.sub(r"\D", "", target)))
+            binary = aot.compiled(case, capability)
         except Exception as error:
             raise RuntimeError(f"bench: {case.name} must compile for {target}, got\n{error}") from error
         with tempfile.TemporaryDirectory() as folder:

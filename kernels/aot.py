@@ -54,6 +54,7 @@ class AotCase:
     num_stages: int = 3
     attrs: tuple[str, ...] | None = None
     options: Mapping[str, Any] = field(default_factory=lambda: {"enable_fp_fusion": False})
+    least_capability: int = 80  # the oldest that is launched so
 
 
 @dataclass(frozen=True)

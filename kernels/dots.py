@@ -7,6 +7,9 @@ Rows of x are its columns: their number changes how many columns one instruction
 summed. So a row's bits do not depend on M as far as the code decides it: same instruction kind, same
 BLOCK_K, same parts of K for one row and for a thousand. (That an instruction sums each of its columns alike
 is the hardware's; it was not measured.) One row also wastes less: 16 columns, not 64 rows.
+
+On sm_90 and newer a weight's tiles come by tensor descriptors, copied by the TMA unit: one instruction a tile,
+no addresses and masks in registers. What lies behind N and K is zero either way: the bits are the same.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .aot import AotCase
 
@@ -28,6 +32,7 @@ SIZE_TYPES = dict.fromkeys(
     ("M", "N", "K", "x_stride_m", "weight_stride_n", "out_stride_p", "out_stride_m", "part_k"), "i32"
 )  # of every kernel of the family
 PROGRAMS = 264  # two per SM of a large GPU: what a call of one row should come to
+TMA_CAPABILITY = 90  # the oldest with descriptors
 SHORTEST_PART = 128  # k: below that a part's prologue costs more than it brings
 
 
@@ -64,17 +69,30 @@ class Config:
             {"maxnreg": 255} if large else {}
         )
 
-    def aot_case(self, name: str, fn: Any, signature: dict[str, str], constants: dict[str, Any]) -> AotCase:
+    def aot_case(
+        self, name: str, fn: Any, signature: dict[str, str], constants: dict[str, Any], descriptor: str = "",
+        packed: int = 1,
+    ) -> AotCase:  # fmt: skip
         """The kernel of this launch, every size but M a multiple of 16.
 
-        None and "" among `constants` are constexprs too.
+        None and "" among `constants` are constexprs too; `descriptor` names the argument that is one, if any, whose
+        elements hold `packed` k each.
         """
         constants = {**constants, **self.constants, "PLANTED_BUG": ""}
         signature = {**signature, **dict.fromkeys(constants, "constexpr")}
         signature = {argument: signature[argument] for argument in fn.arg_names}
-        aligned = tuple(a for a, kind in signature.items() if kind != "constexpr" and a != "M")
+        least = 80
+        if descriptor:
+            name, least = f"{name}-tma", TMA_CAPABILITY
+            dtype = signature[descriptor].removeprefix("*")
+            signature[descriptor] = f"tensordesc<{dtype}[{self.block_n}, {self.block_k // packed}]>"
+        aligned = tuple(
+            a for a, kind in signature.items() if kind != "constexpr" and a not in ("M", descriptor)
+        )
         options = {name: value for name, value in self.options.items() if not name.startswith("num_")}
-        return AotCase(name, fn, signature, constants, self.num_warps, self.num_stages, aligned, options)
+        return AotCase(
+            name, fn, signature, constants, self.num_warps, self.num_stages, aligned, options, least
+        )
 
 
 def pick_config(m: int, n: int, k: int, *, block_k: int, unit_k: int, area: int) -> Config:
@@ -97,11 +115,31 @@ def rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.size(-1) <= 1 else x.contiguous()
 
 
+def has_tma() -> bool:
+    """Whether the GPU in use copies tiles by descriptors; False without one: tests ask emulators for both ways."""
+    return torch.cuda.is_available() and torch.cuda.get_device_capability()[0] * 10 >= TMA_CAPABILITY
+
+
+def tiles_of(weight: Tensor, block_n: int, block_k: int, tma: bool) -> Tensor | TensorDescriptor:
+    """A weight [N, K] as kernels take it: a descriptor of its tiles where the target has them and the weight
+    keeps their rules (dense rows that start at multiples of 16 bytes and do not overlap), else itself."""
+    starts = weight.data_ptr() | weight.stride(0) * weight.itemsize
+    dense = weight.stride(1) == 1 and weight.stride(0) >= weight.size(1)
+    return (
+        TensorDescriptor.from_tensor(weight, [block_n, block_k])
+        if tma and dense and starts % 16 == 0
+        else weight
+    )
+
+
 @triton.jit
-def load_rows(weight_ptr, offs_n, offs_k, stride_n, mask_n, mask_k):
-    """A tile of a weight: [BLOCK_N, BLOCK_K]."""
-    ptrs = weight_ptr + offs_n[:, None] * stride_n + offs_k[None, :]
-    return tl.load(ptrs, mask=mask_n[:, None] & mask_k[None, :], other=0)
+def load_rows(weight_ptr, first_n, first_k, offs_n, offs_k, stride_n, mask_n, mask_k):
+    """A tile of a weight from channel first_n and k first_k on: [BLOCK_N, BLOCK_K]; `tiles_of` says how."""
+    if isinstance(weight_ptr, tl.tensor_descriptor):
+        return weight_ptr.load([first_n, first_k])
+    else:
+        ptrs = weight_ptr + offs_n[:, None] * stride_n + offs_k[None, :]
+        return tl.load(ptrs, mask=mask_n[:, None] & mask_k[None, :], other=0)
 
 
 @triton.jit

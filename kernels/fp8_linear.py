@@ -24,12 +24,14 @@ from .dots import (
     SIZE_TYPES,
     Config,
     dot,
+    has_tma,
     load_columns,
     load_rows,
     partials,
     rows,
     store_columns,
     sum_parts,
+    tiles_of,
     zeros_where_empty,
 )
 from .dots import pick_config as pick_tiles
@@ -55,7 +57,8 @@ def fp8_linear_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PLANTED_BUG: tl.constexpr = "",
 ):  # fmt: skip
     """One tile of out, or of one part of K of it. A step lies within a block of scales."""
-    offs_n = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
+    first_n = tl.program_id(0) * BLOCK_N
+    offs_n = (first_n + tl.arange(0, BLOCK_N)).to(tl.int64)
     offs_m = (tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
     mask_n, mask_m = offs_n < N, offs_m < M
     first = tl.program_id(2)
@@ -73,7 +76,7 @@ def fp8_linear_kernel(
             offs_k = k + tl.arange(0, BLOCK_K)
             mask_k = offs_k < (part * part_k + 1000 if PLANTED_BUG == "no mask" else K)
             x = load_columns(x_ptr, offs_m, offs_k, x_stride_m, mask_m, mask_k)
-            code = load_rows(weight_ptr, offs_n, offs_k, weight_stride_n, mask_n, mask_k)
+            code = load_rows(weight_ptr, first_n, k, offs_n, offs_k, weight_stride_n, mask_n, mask_k)
             w = e4m3_to_bf16(code & 0x7F if PLANTED_BUG == "no sign" else code)
             if GRANULARITY == "block":
                 scale = tl.load(
@@ -100,17 +103,19 @@ def pick_config(m: int, n: int, k: int, x_dtype: torch.dtype) -> Config:
 def fp8_linear(x: Tensor, weight: Tensor, scale: Tensor, *, granularity: str = "channel") -> Tensor:
     """x [M, K] times the transpose of an e4m3 weight [N, K] with scales, as [M, N] f32."""
     (m, k), n = x.shape, weight.size(0)
-    return _launch(x, weight, scale, granularity, pick_config(m, n, k, x.dtype))
+    return _launch(x, weight, scale, granularity, pick_config(m, n, k, x.dtype), tma=has_tma())
 
 
-def _launch(x: Tensor, weight: Tensor, scale: Tensor, granularity: str, c: Config, bug: str = "") -> Tensor:
+def _launch(
+    x: Tensor, weight: Tensor, scale: Tensor, granularity: str, c: Config, bug: str = "", *, tma: bool = False
+) -> Tensor:
     (m, k), n = x.shape, weight.size(0)
     out = x.new_empty(m, n, dtype=torch.float32)
     if zeros_where_empty(out, k, None):
         return out
     x, weight, scale, partial = rows(x), rows(weight.view(torch.uint8)), rows(scale), partials(c, out)
     fp8_linear_kernel[c.grid(m, n)](
-        x, weight, scale, partial, m, n, k, x.stride(0), weight.stride(0), scale.stride(0),
+        x, tiles_of(weight, c.block_n, c.block_k, tma), scale, partial, m, n, k, x.stride(0), weight.stride(0), scale.stride(0),
         partial.stride(0), partial.stride(1), c.part_k, GRANULARITY=granularity, PLANTED_BUG=bug,
         **c.constants, **c.options,
     )  # fmt: skip
@@ -120,7 +125,7 @@ def _launch(x: Tensor, weight: Tensor, scale: Tensor, granularity: str, c: Confi
 
 
 def aot_cases() -> list[AotCase]:
-    """One row and a chunk of a prompt, scales of channels and of blocks, both types of x."""
+    """One row and a chunk of a prompt, scales of channels and of blocks (also by descriptors), both types of x."""
     cases = []
     for m, x_type, granularity in itertools.product((1, 512), ("fp32", "bf16"), ("channel", "block")):
         x_dtype = torch.float32 if x_type == "fp32" else torch.bfloat16
@@ -131,5 +136,7 @@ def aot_cases() -> list[AotCase]:
         }  # fmt: skip
         c = pick_config(m, 4096, 4096, x_dtype)
         name = f"fp8_linear-{x_type}-{granularity}-M{m}-N4096-K4096"
-        cases.append(c.aot_case(name, fp8_linear_kernel, signature, {"GRANULARITY": granularity}))
+        for descriptor in ("", "weight_ptr") if (x_type, granularity) == ("bf16", "block") else ("",):
+            constants = {"GRANULARITY": granularity}
+            cases.append(c.aot_case(name, fp8_linear_kernel, signature, constants, descriptor))
     return cases

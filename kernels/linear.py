@@ -18,6 +18,7 @@ from .dots import (
     SIZE_TYPES,
     Config,
     dot,
+    has_tma,
     load_columns,
     load_rows,
     partials,
@@ -25,10 +26,13 @@ from .dots import (
     store_columns,
     sum_parts,
     sum_parts_case,
+    tiles_of,
     zeros_where_empty,
 )
 from .dots import pick_config as pick_tiles
 from .tuned import tunable
+
+TMA_CASES = [("bf16", "bf16", 576), ("bf16", "bf16", 4096), ("fp32", "fp32", 4096)]  # of the compiled ones
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -38,7 +42,8 @@ def linear_kernel(
     BLOCK_K: tl.constexpr, PLANTED_BUG: tl.constexpr = "",
 ):  # fmt: skip
     """One tile of out, or of one part of K of it."""
-    offs_n = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
+    first_n = tl.program_id(0) * BLOCK_N
+    offs_n = (first_n + tl.arange(0, BLOCK_N)).to(tl.int64)
     offs_m = (tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
     mask_n, mask_m = offs_n < N, offs_m < M
     first = tl.program_id(2)
@@ -50,7 +55,7 @@ def linear_kernel(
             offs_k = k + tl.arange(0, BLOCK_K)
             mask_k = offs_k < (part * part_k + BLOCK_K * 1000 if PLANTED_BUG == "no mask" else K)
             x = load_columns(x_ptr, offs_m, offs_k, x_stride_m, mask_m, mask_k)
-            w = load_rows(weight_ptr, offs_n, offs_k, weight_stride_n, mask_n, mask_k)
+            w = load_rows(weight_ptr, first_n, k, offs_n, offs_k, weight_stride_n, mask_n, mask_k)
             acc = dot(w, x.to(tl.bfloat16) if PLANTED_BUG == "high half" else x, acc)
         total += acc
     if bias_ptr is not None and not SPLIT:
@@ -71,10 +76,12 @@ def pick_config(m: int, n: int, k: int, x_dtype: torch.dtype, weight_dtype: torc
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [M, K] times the transpose of weight [N, K], plus bias [N], as [M, N] f32."""
     (m, k), n = x.shape, weight.size(0)
-    return _launch(x, weight, bias, pick_config(m, n, k, x.dtype, weight.dtype))
+    return _launch(x, weight, bias, pick_config(m, n, k, x.dtype, weight.dtype), tma=has_tma())
 
 
-def _launch(x: Tensor, weight: Tensor, bias: Tensor | None, c: Config, bug: str = "") -> Tensor:
+def _launch(
+    x: Tensor, weight: Tensor, bias: Tensor | None, c: Config, bug: str = "", *, tma: bool = False
+) -> Tensor:
     (m, k), n = x.shape, weight.size(0)
     out = x.new_empty(m, n, dtype=torch.float32)
     if zeros_where_empty(out, k, bias):
@@ -82,7 +89,7 @@ def _launch(x: Tensor, weight: Tensor, bias: Tensor | None, c: Config, bug: str 
     x, weight, partial = rows(x), rows(weight), partials(c, out)
     bias = None if bias is None else bias.contiguous()
     linear_kernel[c.grid(m, n)](
-        x, weight, bias, partial, m, n, k, x.stride(0), weight.stride(0), partial.stride(0),
+        x, tiles_of(weight, c.block_n, c.block_k, tma), bias, partial, m, n, k, x.stride(0), weight.stride(0), partial.stride(0),
         partial.stride(1), c.part_k, PLANTED_BUG=bug, **c.constants, **c.options,
     )  # fmt: skip
     if c.split:
@@ -91,7 +98,7 @@ def _launch(x: Tensor, weight: Tensor, bias: Tensor | None, c: Config, bug: str 
 
 
 def aot_cases() -> list[AotCase]:
-    """One row and a chunk of a prompt in every pair of types, with and without parts."""
+    """One row and a chunk of a prompt in every pair of types, with and without parts; bf16 also by descriptors."""
     cases = []
     types = {"fp32": torch.float32, "bf16": torch.bfloat16}
     for m, n, k in ((1, 576, 576), (1, 49152, 576), (512, 4096, 4096)):
@@ -104,5 +111,6 @@ def aot_cases() -> list[AotCase]:
                 **SIZE_TYPES,
             }
             name = f"linear-{x_type}-{weight_type}-M{m}-N{n}-K{k}"
-            cases.append(c.aot_case(name, linear_kernel, signature, {"bias_ptr": None}))
+            for descriptor in ("", "weight_ptr") if (x_type, weight_type, n) in TMA_CASES else ("",):
+                cases.append(c.aot_case(name, linear_kernel, signature, {"bias_ptr": None}, descriptor))
     return [*cases, sum_parts_case()]

@@ -25,12 +25,14 @@ from .dots import (
     SIZE_TYPES,
     Config,
     dot,
+    has_tma,
     load_columns,
     load_rows,
     partials,
     rows,
     store_columns,
     sum_parts,
+    tiles_of,
 )
 from .dots import pick_config as pick_tiles
 from .tuned import tunable
@@ -44,7 +46,8 @@ def w4a16_linear_kernel(
     BLOCK_K: tl.constexpr, PLANTED_BUG: tl.constexpr = "",
 ):  # fmt: skip
     """One tile of out, or of one part of K of it. A step lies within a group, unless there is g_idx."""
-    offs_n = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
+    first_n = tl.program_id(0) * BLOCK_N
+    offs_n = (first_n + tl.arange(0, BLOCK_N)).to(tl.int64)
     offs_m = (tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
     mask_n, mask_m = offs_n < N, offs_m < M
     first = tl.program_id(2)
@@ -57,7 +60,9 @@ def w4a16_linear_kernel(
             offs_k, offs_byte = k + tl.arange(0, BLOCK_K), k // 2 + tl.arange(0, BLOCK_K // 2)
             x = load_columns(x_ptr, offs_m, offs_k, x_stride_m, mask_m, offs_k < K)
             mask_byte = offs_byte < (K if PLANTED_BUG == "no mask" else K // 2)
-            nibbles = load_rows(qweight_ptr, offs_n, offs_byte, weight_stride_n, mask_n, mask_byte)
+            nibbles = load_rows(
+                qweight_ptr, first_n, k // 2, offs_n, offs_byte, weight_stride_n, mask_n, mask_byte
+            )
             w = tl.interleave(nibbles & 15, nibbles >> 4).to(tl.float32)
             if g_idx_ptr is not None:  # every column has its own group
                 group = tl.load(g_idx_ptr + offs_k, mask=offs_k < K, other=0)[None, :]
@@ -106,12 +111,12 @@ def w4a16_linear(
 ) -> Tensor:  # fmt: skip
     """x [M, K] times the transpose of a 4-bit weight [N, K], as [M, N] f32."""
     c = pick_config(x.size(0), qweight.size(0), x.size(1), group_size, g_idx is not None)
-    return _launch(x, qweight, scales, zeros, g_idx, group_size, c)
+    return _launch(x, qweight, scales, zeros, g_idx, group_size, c, tma=has_tma())
 
 
 def _launch(
     x: Tensor, qweight: Tensor, scales: Tensor, zeros: Tensor | None, g_idx: Tensor | None, group_size: int,
-    c: Config, bug: str = "",
+    c: Config, bug: str = "", *, tma: bool = False,
 ) -> Tensor:  # fmt: skip
     (m, k), n = x.shape, qweight.size(0)
     out = x.new_empty(m, n, dtype=torch.float32)
@@ -119,11 +124,12 @@ def _launch(
         return out
     x, qweight, scales, partial = rows(x), rows(qweight), rows(scales), partials(c, out)
     zeros = None if zeros is None else rows(zeros)
+    g_idx = None if g_idx is None else g_idx.contiguous()
+    tiles = tiles_of(qweight, c.block_n, c.block_k // 2, tma)
     w4a16_linear_kernel[c.grid(m, n)](
-        x, qweight, scales, zeros, None if g_idx is None else g_idx.contiguous(), partial, m, n, k,
-        x.stride(0), qweight.stride(0), scales.stride(0), 0 if zeros is None else zeros.stride(0),
-        partial.stride(0), partial.stride(1), c.part_k, GROUP=group_size, PLANTED_BUG=bug, **c.constants,
-        **c.options,
+        x, tiles, scales, zeros, g_idx, partial, m, n, k, x.stride(0), qweight.stride(0), scales.stride(0),
+        0 if zeros is None else zeros.stride(0), partial.stride(0), partial.stride(1), c.part_k,
+        GROUP=group_size, PLANTED_BUG=bug, **c.constants, **c.options,
     )  # fmt: skip
     if c.split:
         sum_parts(partial, None, out)
@@ -131,7 +137,7 @@ def _launch(
 
 
 def aot_cases() -> list[AotCase]:
-    """One row and a chunk of a prompt: symmetric, with zero points, in act-order, and one group."""
+    """One row and a chunk of a prompt: symmetric (also by descriptors), with zero points, in act-order, one group."""
     cases = []
     for m, n, k in ((1, 4096, 4096), (512, 4096, 4096)):
         for group, kind in ((128, "symmetric"), (32, "zeros"), (128, "act-order"), (-1, "symmetric")):
@@ -147,5 +153,6 @@ def aot_cases() -> list[AotCase]:
                 constants |= {"g_idx_ptr": None}
             c = pick_config(m, n, k, group, kind == "act-order")
             name = f"w4a16_linear-{kind}-g{group}-M{m}-N{n}-K{k}"
-            cases.append(c.aot_case(name, w4a16_linear_kernel, signature, constants))
+            descriptors = ("", "qweight_ptr") if (group, kind) == (128, "symmetric") else ("",)
+            cases += [c.aot_case(name, w4a16_linear_kernel, signature, constants, d, 2) for d in descriptors]
     return cases

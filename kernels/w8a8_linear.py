@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .aot import AotCase
-from .dots import OPTIONS, load_columns, load_rows, rows, store_columns
+from .dots import OPTIONS, TMA_CAPABILITY, has_tma, load_columns, load_rows, rows, store_columns, tiles_of
 from .tuned import tunable
 
 
@@ -38,7 +38,8 @@ def w8a8_linear_kernel(
     PLANTED_BUG: tl.constexpr = "",
 ):  # fmt: skip
     """One tile of out. The weight is the left operand: see dots.py."""
-    offs_n = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
+    first_n = tl.program_id(0) * BLOCK_N
+    offs_n = (first_n + tl.arange(0, BLOCK_N)).to(tl.int64)
     offs_m = (tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
     mask_n, mask_m = offs_n < N, offs_m < M
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.int32)
@@ -46,7 +47,7 @@ def w8a8_linear_kernel(
         offs_k = k + tl.arange(0, BLOCK_K)
         mask_k = offs_k < (K + BLOCK_K if PLANTED_BUG == "no mask" else K)
         x = load_columns(x_ptr, offs_m, offs_k, x_stride_m, mask_m, mask_k)
-        w = load_rows(weight_ptr, offs_n, offs_k, weight_stride_n, mask_n, mask_k)
+        w = load_rows(weight_ptr, first_n, k, offs_n, offs_k, weight_stride_n, mask_n, mask_k)
         acc = tl.dot(w, x, acc)
     w_scale = tl.load(w_scale_ptr + offs_n, mask=mask_n, other=0.0)
     x_scale = tl.load(x_scale_ptr + offs_m, mask=mask_m, other=0.0)
@@ -72,7 +73,8 @@ def w8a8_linear(
     x: Tensor, weight: Tensor, x_scale: Tensor, w_scale: Tensor, *, out_dtype: torch.dtype
 ) -> Tensor:
     """x [M, K] i8 times the transpose of weight [N, K] i8, scaled, as [M, N] of out_dtype."""
-    return _launch(x, weight, x_scale, w_scale, out_dtype, pick_config(x.size(0), weight.size(0)))
+    c = pick_config(x.size(0), weight.size(0))
+    return _launch(x, weight, x_scale, w_scale, out_dtype, c, tma=has_tma())
 
 
 def _launch(
@@ -83,14 +85,17 @@ def _launch(
     out_dtype: torch.dtype,
     c: Config,
     bug: str = "",
+    *,
+    tma: bool = False,
 ) -> Tensor:
     (m, k), n = x.shape, weight.size(0)
     out = x.new_empty(m, n, dtype=out_dtype)
     if out.numel() == 0:
         return out
     x, weight = rows(x), rows(weight)
+    tiles = tiles_of(weight, c.block_n, c.block_k, tma)
     w8a8_linear_kernel[(triton.cdiv(n, c.block_n), triton.cdiv(m, c.block_m))](
-        x, weight, x_scale.contiguous(), w_scale.contiguous(), out, m, n, k, x.stride(0), weight.stride(0),
+        x, tiles, x_scale.contiguous(), w_scale.contiguous(), out, m, n, k, x.stride(0), weight.stride(0),
         out.stride(0), BLOCK_M=c.block_m, BLOCK_N=c.block_n, BLOCK_K=c.block_k, PLANTED_BUG=bug,
         num_warps=c.num_warps, num_stages=c.num_stages, **OPTIONS,
     )  # fmt: skip
@@ -98,9 +103,9 @@ def _launch(
 
 
 def aot_cases() -> list[AotCase]:
-    """One row, few rows and a chunk of a prompt."""
+    """One row, few rows and a chunk of a prompt, the last also by descriptors."""
     cases = []
-    for m, n in ((1, 576), (16, 4096), (512, 4096)):
+    for m, n, tma in ((1, 576, False), (16, 4096, False), (512, 4096, False), (512, 4096, True)):
         c = pick_config(m, n)
         sizes = ("M", "N", "K", "x_stride_m", "weight_stride_n", "out_stride_m")
         constants = {"BLOCK_M": c.block_m, "BLOCK_N": c.block_n, "BLOCK_K": c.block_k, "PLANTED_BUG": ""}
@@ -111,10 +116,21 @@ def aot_cases() -> list[AotCase]:
             "w_scale_ptr": "*fp32",
             "out_ptr": "*bf16",
         }
+        aligned = tuple(name for name in (*pointers, *sizes[1:]) if not (tma and name == "weight_ptr"))
+        if tma:
+            pointers["weight_ptr"] = f"tensordesc<i8[{c.block_n}, {c.block_k}]>"
         signature = {**pointers, **dict.fromkeys(sizes, "i32"), **dict.fromkeys(constants, "constexpr")}
-        aligned = (*pointers, *sizes[1:])
-        name = f"w8a8_linear-M{m}-N{n}"
+        name = f"w8a8_linear-M{m}-N{n}{'-tma' if tma else ''}"
         cases.append(
-            AotCase(name, w8a8_linear_kernel, signature, constants, c.num_warps, c.num_stages, aligned)
+            AotCase(
+                name,
+                w8a8_linear_kernel,
+                signature,
+                constants,
+                c.num_warps,
+                c.num_stages,
+                aligned,
+                least_capability=TMA_CAPABILITY if tma else 80,
+            )  # fmt: skip
         )
     return cases
