@@ -23,9 +23,11 @@ PIP := $(PY) -m pip --disable-pip-version-check
 EXTRA_INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 PROGRESS := 's|^\(\[[0-9]*/[0-9]*\]\).* -c [^ ]*/\([^/ ]*\) -o .*|\1 \2|p'
 SOURCES := setup.py $(shell find csrc -type f -name '*.cpp' -o -type f -name '*.h' -o -type f -name '*.cu' -o -type f -name '*.cuh')
+NEON_TESTS := $(filter-out %_cpu.py %distribution.py %law.py %_bits.py %plans.py %tuning.py %backends.py,$(wildcard tests/ops/test_*.py)) \
+  tests/ops/test_tree_attention_bits.py
 CXX_FILES := $(shell find csrc tests -type f -name '*.cpp' -o -type f -name '*.h' -o -type f -name '*.cu' -o -type f -name '*.cuh')
 
-.PHONY: run test test-distribution test-gpu-emulated check format build bench bench-gpu clean
+.PHONY: run test test-distribution test-gpu-emulated test-neon check format build bench bench-gpu clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.compiled
@@ -44,6 +46,11 @@ test-gpu-emulated: $(VENV)/.compiled $(VENV)/.dev $(VENV)/.emulators
 	$(PY) -m pytest tests/cuda_emulated tests/gpu_end_to_end/test_cuda_generation.py tests/gpu_static
 	$(PY) -m ttsem.sanitize pytest tests/triton_emulated tests/gpu_end_to_end/test_triton_generation.py
 	TRITON_INTERPRET=1 $(PY) -m pytest tests/triton_emulated
+
+# CPU kernels for aarch64, cross-compiled and executed by qemu-user: their bits, then the tests of the ops on them
+test-neon: $(VENV)/.compiled $(VENV)/.dev
+	$(PY) -m pytest -rs tests/neon
+	PYTHONPATH=tests/neon $(PY) -m pytest -p on_neon $(NEON_TESTS)
 
 check: $(VENV)/.compiled $(VENV)/.dev
 	$(VENV)/bin/ruff check .

@@ -1,0 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+// at::zeros stands in the header of tensors.
+#pragma once
+
+#include "ATen/core/Tensor.h"
