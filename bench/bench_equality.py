@@ -185,6 +185,7 @@ def rows(options: Options) -> Iterator[Row]:
     tallies = {way: Tally() for way in ways(options)}
     begin = time.monotonic()
     block_size = max(options.batch)
+    failure: Exception | None = None
     try:
         with tqdm(total=len(prompts), unit="prompt", file=sys.stderr) as bar:
             for i in range(0, len(prompts), block_size):
@@ -199,13 +200,17 @@ def rows(options: Options) -> Iterator[Row]:
                     break
     except KeyboardInterrupt:
         print("stopped; the table holds the comparisons that are done", file=sys.stderr)
+    except Exception as error:  # hours of comparisons are not lost with the one that failed
+        failure = error
     for way, tally in tallies.items():
         yield from report(llms[""].executor_name, way, tally, min(options.batch))
     differing = [way.case for way, t in tallies.items() if t.differing_tokens or t.differing_bits]
     if differing:
         raise GateError(
             f"equality: every answer must equal the plain one, got differences in {', '.join(differing)}"
-        )
+        ) from failure
+    if failure:
+        raise failure
 
 
 def report(backend: str, way: Way, tally: Tally, alone: int) -> Iterator[Row]:

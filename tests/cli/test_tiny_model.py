@@ -148,6 +148,24 @@ def test_equality_reports_what_it_had_time_for(options: Options, capsys: pytest.
     assert {row["value"] for row in rest if row["metric"] == "prompts"} == {1}
 
 
+@needs_kernels
+def test_equality_reports_what_was_done_before_an_error(
+    options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compare = bench_equality.compare
+
+    def failing(llms, block, first, options, tallies):
+        if first:
+            raise OSError("the disk is gone")
+        compare(llms, block, first, options, tallies)
+
+    monkeypatch.setattr(bench_equality, "compare", failing)
+    rows: list[Row] = []
+    with pytest.raises(OSError, match="the disk is gone"):
+        rows.extend(bench_equality.rows(replace(options, mode=("tree",))))
+    assert {row["value"] for row in rows if row["metric"] == "prompts"} == {2}
+
+
 def test_unknown_mode_is_refused(options: Options) -> None:
     with pytest.raises(ValueError, match=r"mode must be of tree\|random\|sampled\|turns, got wild"):
         list(bench_equality.rows(replace(options, mode=("wild",))))
