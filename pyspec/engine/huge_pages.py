@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import mmap
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from torch import Tensor
 HUGE = 1 << 21  # bytes of a huge page of x86 and, with pages of 4 KB, of Arm
 CHUNK = 16 * HUGE
 ALIGNMENT = 64  # of packed weights
+# Shared memory, which Python maps otherwise, comes in small pages. Windows knows neither.
+_PRIVATE: Any = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
 
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -24,7 +27,7 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     size = math.prod(shape)
     if size == 0:
         return torch.zeros(shape, dtype=dtype)
-    memory = mmap.mmap(-1, size * dtype.itemsize + HUGE)
+    memory = mmap.mmap(-1, size * dtype.itemsize + HUGE, **_PRIVATE)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a system without them
             memory.madvise(mmap.MADV_HUGEPAGE)
