@@ -15,7 +15,7 @@ constexpr int64_t kItemBytes = 65536;  // weights of one item: 3 us at memory sp
 // multiplied in one pass over a block, else each pass fetches its share of the next block, so that memory
 // works while the rows are multiplied. Outside the caches it takes a quarter off the time of M = 1, half off
 // that of 8.
-constexpr int64_t kPrefetchBytes = 4096;
+constexpr int64_t kPrefetchBytes = 6144;
 
 // The rows of one tile: R of them lie in the workspace, from m0 on.
 struct Tile {
@@ -154,4 +154,4 @@ void quant_linear(const QuantLinearParams& p) {
 
 }  // namespace pyspec::PYSPEC_ISA
 
-PYSPEC_DISPATCH(quant_linear, QuantLinearParams)
+PYSPEC_DISPATCH_DOTS(quant_linear, QuantLinearParams)
