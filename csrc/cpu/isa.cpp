@@ -7,10 +7,33 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
 #endif
 
 namespace pyspec {
 namespace {
+
+#if defined(__aarch64__)
+enum class Feature { kDotprod, kI8mm };
+
+bool has(Feature feature) {
+#if defined(__APPLE__)
+  int present = 0;
+  size_t size = sizeof present;
+  const char* name =
+      feature == Feature::kDotprod ? "hw.optional.arm.FEAT_DotProd" : "hw.optional.arm.FEAT_I8MM";
+  return sysctlbyname(name, &present, &size, nullptr, 0) == 0 && present;
+#elif defined(__linux__)
+  constexpr unsigned long kAsimdDp = 1ul << 20, kI8mm = 1ul << 13;  // of HWCAP, of HWCAP2
+  return feature == Feature::kDotprod ? getauxval(AT_HWCAP) & kAsimdDp : getauxval(AT_HWCAP2) & kI8mm;
+#else
+  return false;
+#endif
+}
+#endif
 
 bool available(Isa isa) {
 #if defined(__x86_64__)
@@ -28,14 +51,24 @@ bool available(Isa isa) {
       return false;
   }
 #elif defined(__aarch64__)
-  return isa == Isa::kNeon;
+  switch (isa) {
+    case Isa::kNeon:
+      return true;
+    case Isa::kNeonDotprod:
+      return has(Feature::kDotprod);
+    case Isa::kNeonI8mm:
+      return has(Feature::kDotprod) && has(Feature::kI8mm);
+    default:
+      return false;
+  }
 #else
   return isa == Isa::kGeneric;
 #endif
 }
 
 Isa choose() {
-  constexpr Isa kBestFirst[] = {Isa::kAvx512, Isa::kAvx2, Isa::kNeon, Isa::kGeneric};
+  constexpr Isa kBestFirst[] = {Isa::kAvx512,      Isa::kAvx2, Isa::kNeonI8mm,
+                                Isa::kNeonDotprod, Isa::kNeon, Isa::kGeneric};
   const char* forced = std::getenv("PYSPEC_ISA");
   for (const Isa isa : kBestFirst) {
     if (forced && *forced && std::string(forced) != isa_name(isa)) continue;
@@ -62,6 +95,10 @@ const char* isa_name(Isa isa) {
       return "avx512";
     case Isa::kNeon:
       return "neon";
+    case Isa::kNeonDotprod:
+      return "neon_dotprod";
+    case Isa::kNeonI8mm:
+      return "neon_i8mm";
     default:
       return "generic";
   }
@@ -82,6 +119,8 @@ std::string cpu_features() {
 #undef PYSPEC_FEATURE
 #elif defined(__aarch64__)
   names = "neon";
+  if (has(Feature::kDotprod)) names += " dotprod";
+  if (has(Feature::kI8mm)) names += " i8mm";
 #endif
   return names;
 }

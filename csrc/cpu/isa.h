@@ -7,7 +7,7 @@
 
 namespace pyspec {
 
-enum class Isa { kGeneric, kAvx2, kAvx512, kNeon };
+enum class Isa { kGeneric, kAvx2, kAvx512, kNeon, kNeonDotprod, kNeonI8mm };
 
 // The best instruction set that this machine and this build have, or the one that PYSPEC_ISA forces.
 // Throws std::invalid_argument when PYSPEC_ISA names one that is unknown or not available here.

@@ -3,7 +3,9 @@
 //
 // A kernel file csrc/cpu/<op>.cpp defines `void <op>(const <Op>Params&)` inside namespace pyspec::PYSPEC_ISA
 // and ends with PYSPEC_DISPATCH(<op>, <Op>Params). setup.py compiles it once per instruction set; the generic
-// translation unit defines the public `<op>_cpu`, which calls the variant that fits the machine.
+// translation unit defines the public `<op>_cpu`, which calls the variant that fits the machine. Files that
+// say PYSPEC_DISPATCH_DOTS have variants for ARM's dot products of int8 as well; no other kernel would gain
+// from these.
 #pragma once
 
 #include "cpu/isa.h"
@@ -32,6 +34,7 @@
     }                               \
   }                                 \
   }
+#define PYSPEC_DISPATCH_DOTS(op, Params) PYSPEC_DISPATCH(op, Params)
 #elif defined(PYSPEC_ISA_BASE)
 #define PYSPEC_DISPATCH(op, Params) \
   namespace pyspec {                \
@@ -40,6 +43,31 @@
     PYSPEC_ISA::op(p);              \
   }                                 \
   }
+#if defined(__aarch64__)
+#define PYSPEC_DISPATCH_DOTS(op, Params) \
+  namespace pyspec {                     \
+  namespace neon_dotprod {               \
+  void op(const Params& p);              \
+  }                                      \
+  namespace neon_i8mm {                  \
+  void op(const Params& p);              \
+  }                                      \
+  void op##_cpu(const Params& p) {       \
+    const FlushDenormals flush;          \
+    switch (active_isa()) {              \
+      case Isa::kNeonI8mm:               \
+        return neon_i8mm::op(p);         \
+      case Isa::kNeonDotprod:            \
+        return neon_dotprod::op(p);      \
+      default:                           \
+        return PYSPEC_ISA::op(p);        \
+    }                                    \
+  }                                      \
+  }
+#else
+#define PYSPEC_DISPATCH_DOTS(op, Params) PYSPEC_DISPATCH(op, Params)
+#endif
 #else
 #define PYSPEC_DISPATCH(op, Params)
+#define PYSPEC_DISPATCH_DOTS(op, Params)
 #endif

@@ -9,7 +9,7 @@ namespace pyspec::PYSPEC_ISA {
 // Registers: 2 kRows kBlocks accumulators and 2 kBlocks weights.
 #if defined(PYSPEC_ISA_AVX512)
 constexpr int kTileRows = 6, kTileBlocks = 2;
-#elif defined(PYSPEC_ISA_AVX2)
+#elif defined(PYSPEC_ISA_AVX2) || defined(__aarch64__)
 constexpr int kTileRows = 2, kTileBlocks = 1;
 #else
 constexpr int kTileRows = 1, kTileBlocks = 1;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// over the limit: three instruction sets of one interface, kept side by side.
+// over the limit: instruction sets of one interface, kept side by side; NEON's lanes are in vec_neon.h.
 // Sixteen f32 (or i32) lanes, the same operations on every instruction set. Included once per (op,
 // instruction set) translation unit, inside namespace pyspec::PYSPEC_ISA. Every operation rounds as IEEE f32
 // with explicit FMA, and reductions run in one fixed order, so kernels written on it give equal bits on every
@@ -8,6 +8,10 @@
 
 #if !defined(PYSPEC_ISA)
 #error "vec.h: PYSPEC_ISA must be defined (setup.py makes one translation unit per op and instruction set)"
+#endif
+
+#if defined(__aarch64__)
+#include "cpu/vec_neon.h"
 #endif
 
 namespace pyspec::PYSPEC_ISA {
@@ -206,7 +210,7 @@ inline void load_f16_pairs(const uint16_t* p, F32& even, F32& odd) {
   odd = {f16_pair_half(_mm256_srli_epi32(lo, 16)), f16_pair_half(_mm256_srli_epi32(hi, 16))};
 }
 
-#else  // generic and NEON: arrays that the compiler vectorises
+#elif !defined(__aarch64__)  // generic: arrays that the compiler vectorises
 
 struct F32 {
   alignas(64) float v[16];
@@ -371,7 +375,7 @@ inline float reduce_max(F32 a) {
   const __m128 x2 = _mm_max_ps(x4, _mm_movehl_ps(x4, x4));
   return _mm_cvtss_f32(_mm_max_ss(x2, _mm_movehdup_ps(x2)));
 }
-#else
+#elif !defined(__aarch64__)
 inline float reduce_add(F32 a) {
   for (int half = 8; half; half /= 2)
     for (int i = 0; i < half; ++i) a.v[i] += a.v[i + half];

@@ -17,7 +17,7 @@ from pyspec import backends
 from pyspec.contract import OPS, Case, OpSpec
 
 pytestmark = [needs_native, pytest.mark.skipif(bool(cross_build.why_not()), reason=cross_build.why_not())]
-SETS = {"neon": "cortex-a53"}  # and a machine that has no more than that
+SETS = {"neon": "cortex-a53", "neon_dotprod": "neoverse-n1", "neon_i8mm": "max"}
 CPU_OPS = [name for name in sorted(OPS) if not backends.missing("cpu", name)]
 
 
