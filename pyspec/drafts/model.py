@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyspec import ops
+from pyspec.calls import send, take_rows
+from pyspec.errors import UnsupportedError
 from pyspec.trees.grown_hybrid import GrownHybridPolicy
 from pyspec.trees.policy import PRUNABLE, BestFirstPolicy, Growth, Level, StaticPolicy, TreePolicy
 from pyspec.trees.shapes import shape_depths
@@ -56,9 +57,15 @@ class ModelDraft:
         if depth > sizes.max_depth or beam > sizes.beam:
             rule = f"depth <= {sizes.max_depth} and beam <= {sizes.beam}"
             raise ValueError(f"ModelDraft: policy must have {rule}, got {depth} and {beam}")
+        calls = runner.calls
+        op = "build_tree" if policy.drawn in PRUNABLE else "draw_children"
+        if reason := calls.lacks(op):
+            raise UnsupportedError(f"LLM: draft {name} cannot run: {op}: {reason}")
         self.name, self.taps, self.levels = name, taps, 0
         self.policy, self.runner = policy, runner
-        self._vocab_size, self._model_vocab_size, self._ids = vocab_size, model_vocab_size, ids
+        self._vocab_size, self._model_vocab_size = vocab_size, model_vocab_size
+        self._calls, self._host_ids = calls, ids
+        self._ids = None if ids is None else ids.to(calls.device)
         self._own_bytes = own_bytes
 
     def start(self, law: Law, max_tokens: int) -> ModelState:
@@ -129,7 +136,7 @@ class ModelDraft:
         for tree in trees:
             tree.first_row = first
             first += len(tree.tokens)
-        inputs = None if output is None else output[torch.tensor(rows)]
+        inputs = None if output is None else take_rows(output, torch.tensor(rows))
         self.levels += 1
         return self.runner.step(
             np.array(tokens, dtype=np.int32), np.concatenate(lengths), np.concatenate(tables), inputs
@@ -152,7 +159,8 @@ class ModelDraft:
         owners = np.repeat(np.arange(len(trees)), counts) if per_node else np.arange(len(trees))
         ends = np.arange(1, len(owners) + 1) if per_node else np.cumsum(counts)
         laws = [trees[i].state for i in owners.tolist()]
-        token, parent, score = ops.build_tree(
+        token, parent, score = self._calls.fetch(
+            "build_tree",
             logits,
             torch.from_numpy(np.concatenate([level.scores for level in levels])),
             _int32([0, *ends]),
@@ -181,16 +189,13 @@ class ModelDraft:
         states = [tree.state for tree, count in zip(trees, counts, strict=True) for _ in range(count)]
         temperature = torch.tensor([state.draw_temperature for state in states], dtype=torch.float32)
         width = max(level.width for level in levels)
-        top = (
-            torch.softmax(logits / temperature.unsqueeze(1), 1)
-            .topk(min(width, logits.size(1)), 1)
-            .values.numpy()
-        )
+        top = self._likeliest(logits, temperature, width)
         rows = np.split(np.arange(len(states)), np.cumsum(counts)[:-1])
         wanted = np.concatenate(
             [tree.growth.counts(top[part]) for tree, part in zip(trees, rows, strict=True)]
         )
-        token, log_q = ops.draw_children(
+        token, log_q = self._calls.fetch(
+            "draw_children",
             logits,
             _int32(wanted),
             temperature,
@@ -201,21 +206,30 @@ class ModelDraft:
             width=width,
             rule=self.policy.drawn.value,
         )
-        if self._ids is not None:
-            token = torch.where(token < 0, token, self._ids[token.clamp(min=0).long()])
-        whole = self._whole_rows(logits)
-        for tree, level, part in zip(trees, levels, rows, strict=True):
+        if self._host_ids is not None:
+            token = torch.where(token < 0, token, self._host_ids[token.clamp(min=0).long()])
+        whole = self._whole_rows(logits).split(list(counts))
+        for tree, level, part, laws in zip(trees, levels, rows, whole, strict=True):
             tokens, scores = token.numpy()[part], level.scores[:, None] + log_q.numpy()[part]
-            tree.rows.append(whole[part])
+            tree.rows.append(laws)
             tree.row_nodes += level.nodes.tolist()
             tree.add(tokens.reshape(-1), np.repeat(np.arange(len(part)), width), scores.reshape(-1))
+
+    def _likeliest(self, logits: Tensor, temperature: Tensor, width: int) -> NDArray[np.float32]:
+        """[rows, <= width]: the largest weights of every row, descending, for policies that ask for them: the device is waited for."""
+        if not isinstance(self.policy, GrownHybridPolicy):
+            return np.empty((len(logits), 0), dtype=np.float32)
+        (divisor,) = send([temperature.unsqueeze(1)], logits.device)
+        weights = torch.softmax(logits / divisor, 1).topk(min(width, logits.size(1)), 1).values
+        found: NDArray[np.float32] = weights.cpu().numpy()
+        return found
 
     def _whole_rows(self, logits: Tensor) -> Tensor:
         """Rows over the target's vocabulary that outlive the next forward."""
         columns = logits.size(1)
         if self._ids is None and columns == self._vocab_size:
             return logits.clone()
-        whole = torch.full((logits.size(0), self._vocab_size), -torch.inf)
+        whole = logits.new_full((logits.size(0), self._vocab_size), -torch.inf)
         whole[:, slice(columns) if self._ids is None else self._ids.long()] = logits
         return whole
 

@@ -20,36 +20,46 @@ Call = Callable[..., Any]  # call(op, *args, **kwargs)
 
 
 class Registers:
-    """Results by the columns they stand for: a later result of the same columns takes their place, nothing is copied."""
+    """Results by the columns they stand for: a later result of some columns takes their place, nothing is copied.
+
+    Columns that are written in parts and read as a whole are joined.
+    """
 
     def __init__(self) -> None:
-        self._results: dict[Ref, Tensor] = {}
+        self._results: dict[Ref, Tensor] = {}  # no two of them share a column
 
     def write(self, ref: Ref, result: Tensor) -> None:
-        for other in [other for other in self._results if _within(other, ref)]:
-            del self._results[other]
+        for other in [other for other in self._results if _overlap(other, ref)]:
+            held = self._results.pop(other)
+            for start, end in ((other.start, ref.start), (_end(ref), _end(other))):  # what is left of it
+                if start < end:
+                    rest = held[:, start - other.start : end - other.start]
+                    self._results[Ref(other.buffer, start, end - start)] = rest
         self._results[ref] = result
 
     def read(self, ref: Ref) -> Tensor:
         if ref in self._results:
             return self._results[ref]
-        whole = next(other for other in self._results if _within(ref, other))
-        start = ref.start - whole.start
-        return self._results[whole][:, start : start + ref.size]
-
-    def join(self, buffer: str) -> Tensor:
-        """All columns of a buffer."""
-        parts = sorted((ref for ref in self._results if ref.buffer == buffer), key=lambda ref: ref.start)
-        return torch.cat([self._results[ref] for ref in parts], 1)
+        found = sorted(
+            (other for other in self._results if _overlap(other, ref)), key=lambda other: other.start
+        )
+        parts = []
+        for other in found:
+            start, end = max(ref.start, other.start), min(_end(ref), _end(other))
+            parts.append(self._results[other][:, start - other.start : end - other.start])
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def heads(self, ref: Ref, count: int) -> Tensor:
         """[T, count, D] of a register."""
         return self.read(ref).unflatten(1, (count, ref.size // count))
 
 
-def _within(part: Ref, whole: Ref) -> bool:
-    end = part.start + part.size
-    return part.buffer == whole.buffer and whole.start <= part.start and end <= whole.start + whole.size
+def _end(ref: Ref) -> int:
+    return ref.start + ref.size
+
+
+def _overlap(one: Ref, other: Ref) -> bool:
+    return one.buffer == other.buffer and one.start < _end(other) and other.start < _end(one)
 
 
 INDICES = ("page_table", "kv_len", "cu_t", "parents")  # of tree_attention
@@ -101,7 +111,8 @@ class DeviceProgram:
         self._source, self._release_pages = weights, release_pages
         self._held = weights.packed  # rows or vectors, joined, by the names of their parts
         self._formats: dict[str, str] = {}  # of weights with rows: a GGUF format, or "" for floats
-        self._logits, self._outputs = program.steps[-1].output, program.outputs
+        self._logits = program.steps[-1].output
+        self._outputs = [Ref(name, 0, program.columns(name)) for name in program.outputs]
         self._steps: list[RunStep] = [getattr(self, "_" + step.op)(step) for step in program.steps]
         del self._source
 
@@ -118,7 +129,7 @@ class DeviceProgram:
             run.registers.write(Ref(name, 0, rows.size(1)), rows)
         for step in self._steps:
             step(run)
-        outputs = {name: run.registers.join(name) for name in self._outputs}
+        outputs = {ref.buffer: run.registers.read(ref) for ref in self._outputs}
         return run.registers.read(self._logits), outputs
 
     def _format(self, name: str) -> str:

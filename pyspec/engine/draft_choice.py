@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import torch
 
+from pyspec.calls import Calls
 from pyspec.drafts.aligned import AlignedDraft, without_noise
 from pyspec.drafts.base import Draft, HostDraft, PerRequest
 from pyspec.drafts.heads.loading import EAGLE3, MTP, head_draft, head_kind, named_head
@@ -17,7 +18,7 @@ from pyspec.drafts.model import ModelDraft, extent
 from pyspec.drafts.ngram import NgramDraft
 from pyspec.drafts.suffix import SuffixDraft
 from pyspec.engine.draft_runner import DraftRunner, DraftSizes
-from pyspec.engine.executor import Weights
+from pyspec.engine.executor import Weights, calls_of
 from pyspec.models.checkpoint import Checkpoint, open_checkpoint
 from pyspec.models.config import ModelConfig
 from pyspec.models.decoder import decoder
@@ -53,6 +54,11 @@ class Target:
     @property
     def config(self) -> ModelConfig:
         return self.checkpoint.config
+
+    @property
+    def calls(self) -> Calls:
+        """Ops as this engine's executor runs them."""
+        return calls_of(self.executor)
 
     def runner(
         self,

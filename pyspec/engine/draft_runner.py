@@ -17,8 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyspec.calls import take_rows
 from pyspec.engine.batch import StepBatch, Work
-from pyspec.engine.executor import Executor, Weights, device_of, make_executor, spare_pages
+from pyspec.engine.executor import Executor, Weights, calls_of, device_of, make_executor, spare_pages
 from pyspec.engine.kv_pages import KVCache, PagePool
 from pyspec.engine.request import Request
 from pyspec.engine.sampling_params import SamplingParams
@@ -77,7 +78,7 @@ class DraftRunner:
         branch: Program | None = None,
     ) -> None:
         """executor: a resolved one. UnsupportedError if it cannot run a program."""
-        self.sizes = sizes
+        self.sizes, self.calls = sizes, calls_of(executor)
         size, chains = sizes.page_size, sizes.max_batch * sizes.beam
         self._width = -(-(sizes.max_entries + sizes.max_depth) // size)
         # A chain's own pages: from the one in which the text ends to the one in which the deepest node lies.
@@ -122,7 +123,8 @@ class DraftRunner:
     ) -> tuple[Tensor, Tensor | None]:
         """Append tokens[i] (at least one), with its rows of input, to texts[i]; logits [B, V] and output [B, columns] of the last.
 
-        Results are valid until the next call. ValueError for a text that grows beyond max_entries.
+        Rows of input and results lie where the executor has them. Results are valid until the next call. ValueError for a text that
+        grows beyond max_entries.
         """
         left = [np.asarray(part, dtype=np.int32) for part in tokens]
         for text, part in zip(texts, left, strict=True):
@@ -147,14 +149,15 @@ class DraftRunner:
             for work in works:
                 work.request.kv_len += len(work.tokens)
             if self._batch.R:
-                last = self._batch.logit_rows[: self._batch.R].long()
-                output = None if self._output is None else self._executor.read(self._output)[last]
+                last = self._batch.logit_rows[: self._batch.R]
+                output = None if self._output is None else take_rows(self._executor.read(self._output), last)
                 found.append((self._executor.logits(), output))
         if len(found) == 1:
             return found[0]
         order = torch.tensor(np.argsort(ends))
         outputs = [output for _, output in found if output is not None]
-        return torch.cat([part for part, _ in found])[order], torch.cat(outputs)[order] if outputs else None
+        logits = take_rows(torch.cat([part for part, _ in found]), order)
+        return logits, take_rows(torch.cat(outputs), order) if outputs else None
 
     def branches(self, text: DraftText) -> Branches:
         """The chains of a tree that grows behind a text."""

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pyspec.drafts.base import Draft, DrawnRows, Proposal
@@ -35,12 +36,11 @@ class BatchDrawn:
         """Rows of logits of every request, and its tree if it has one."""
         self._trees = list(trees)
 
-    def arrays(self, vocab_size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """drawn [R], draft_logits [rows, V], draft_row [R], draft_temperature [B] of verify_drawn."""
+    def per_node(self) -> dict[str, NDArray]:
+        """drawn [R], draft_row [R] and draft_temperature [B] of verify_drawn, by name."""
         count = sum(rows for rows, _ in self._trees)
         drawn, row = np.zeros(count, dtype=np.int32), np.full(count, -1, dtype=np.int32)
         temperature = np.ones(len(self._trees), dtype=np.float32)
-        logits: list[Tensor] = []
         begin = first = 0
         for b, (size, tree) in enumerate(self._trees):
             if tree is not None and self.verifier.walk != "target":
@@ -48,25 +48,31 @@ class BatchDrawn:
                 drawn[nodes] = how_drawn(tree.tree)
                 row[nodes] = np.where(rows.row_of < 0, -1, rows.row_of + first)
                 temperature[b] = rows.temperature
-                logits.append(rows.rows)
                 first += len(rows.rows)
             begin += size
-        draft = torch.cat(logits) if logits else torch.empty(0, vocab_size)
-        return torch.from_numpy(drawn), draft, torch.from_numpy(row), torch.from_numpy(temperature)
+        return {"drawn": drawn, "draft_row": row, "draft_temperature": temperature}
+
+    def draft_logits(self) -> list[Tensor]:
+        """The rows that draft_row counts, one tree after another, where the drafts left them."""
+        if self.verifier.walk == "target":
+            return []
+        return [tree.rows.rows for _, tree in self._trees if tree is not None]
+
+    def arrays(self, vocab_size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """drawn [R], draft_logits [rows, V], draft_row [R], draft_temperature [B] of verify_drawn, on the host."""
+        drawn, row, temperature = map(torch.from_numpy, self.per_node().values())
+        logits = self.draft_logits()
+        return drawn, torch.cat(logits) if logits else torch.empty(0, vocab_size), row, temperature
 
 
-def check_drafts(name: str, mode: str, drafts: Sequence[Draft], on_gpu: bool) -> Verifier:
+def check_drafts(name: str, mode: str, drafts: Sequence[Draft]) -> Verifier:
     """The verifier of that name for an engine whose requests use these drafts (none: those that the mode names).
 
-    ValueError for an unknown name, UnsupportedError with the reason for a draft whose trees would bias it, for drawn trees
-    beside other drafts (their union follows no rule), and for an executor that has no such verifier.
+    ValueError for an unknown name, UnsupportedError with the reason for a draft whose trees would bias it, and for drawn trees
+    beside other drafts (their union follows no rule).
     """
     if name not in VERIFIERS:
         raise ValueError(f"LLM: verifier must be {'|'.join(VERIFIERS)}, got {name!r}")
-    if VERIFIERS[name].walk and on_gpu:
-        raise UnsupportedError(
-            f"LLM: verifier must be shared_noise or greedy on a GPU, whose steps walk by shared noise, got {name!r}"
-        )
     rules = {draft.name: rule_of(draft) for draft in drafts}
     if len(rules) > 1 and (drawn := [draft for draft, rule in rules.items() if rule not in FIXED]):
         raise UnsupportedError(

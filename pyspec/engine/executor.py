@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyspec import backends, spec
+from pyspec.calls import BackendCalls, Calls, HostCalls
 from pyspec.engine.batch import StepBatch
 from pyspec.engine.kv_pages import KVCache
 from pyspec.engine.verification import Verified, verify_on_host
@@ -52,13 +53,13 @@ class Executor(Protocol):
         """Return when what run() started is done."""
 
     def logits(self) -> Tensor:
-        """[R, V] f32 of the last run, on the host; valid until the next."""
+        """[R, V] f32 of the last run, where the executor has them; valid until the next."""
 
     def write(self, name: str, rows: Tensor) -> None:
-        """Fill the program's input `name` with rows [T, columns] f32 on the host, before run()."""
+        """Fill the program's input `name` with rows [T, columns] f32, before run()."""
 
     def read(self, name: str) -> Tensor:
-        """[T, columns] f32: the program's output `name` of the last run, on the host; valid until the next."""
+        """[T, columns] f32: the program's output `name` of the last run, where the executor has it; valid until the next."""
 
     def taps(self) -> Tensor:
         """[T, taps * hidden] f32: read("taps"), of a decoder with taps."""
@@ -231,6 +232,11 @@ def resolve_executor(name: str) -> str:
 def device_of(executor: str) -> torch.device:
     """Where the cache of a resolved executor lies."""
     return torch.device("cuda" if executor in ("cuda", "triton") else "cpu")
+
+
+def calls_of(executor: str) -> Calls:
+    """Ops as a resolved executor runs them."""
+    return BackendCalls(executor, device_of(executor)) if executor in GPU_EXECUTORS else HostCalls()
 
 
 def spare_pages(executor: str, batch: StepBatch) -> int:

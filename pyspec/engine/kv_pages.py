@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyspec.calls import send
 from pyspec.engine import huge_pages
 
 
@@ -66,11 +67,17 @@ class KVCache:
 
     def copy_pages(self, sources: list[int], targets: list[int]) -> None:
         """Copy whole pages of every layer; no target is a source."""
-        if sources:
+        if not sources:
+            return
+        if self.k.device.type != "cpu":
+            read, written = send([torch.tensor(sources), torch.tensor(targets)], self.k.device)
             for pages in (self.k, self.v):
-                # By numpy on the CPU: torch wakes its threads for a few kilobytes, and waits for them on a busy machine.
-                raw: Any = pages if pages.device.type != "cpu" else pages.view(torch.uint8).numpy()
-                raw[:, targets] = raw[:, sources]
+                pages.index_copy_(1, written, pages.index_select(1, read))
+            return
+        for pages in (self.k, self.v):
+            # By numpy on the CPU: torch wakes its threads for a few kilobytes, and waits for them on a busy machine.
+            raw: Any = pages.view(torch.uint8).numpy()
+            raw[:, targets] = raw[:, sources]
 
     @property
     def nbytes(self) -> int:

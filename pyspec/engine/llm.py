@@ -16,14 +16,7 @@ from pyspec.engine.batch import StepBatch, Work
 from pyspec.engine.costs import CostMeter
 from pyspec.engine.draft_choice import DraftSpec, Target, add_rope_tables, default_policy, make_drafts
 from pyspec.engine.drawn import check_drafts
-from pyspec.engine.executor import (
-    GPU_EXECUTORS,
-    Weights,
-    device_of,
-    make_executor,
-    resolve_executor,
-    spare_pages,
-)
+from pyspec.engine.executor import Weights, device_of, make_executor, resolve_executor, spare_pages
 from pyspec.engine.explain import explanation
 from pyspec.engine.features import HiddenStates
 from pyspec.engine.kv_pages import KVCache, PagePool
@@ -125,7 +118,7 @@ class LLM:
         )  # fmt: skip
         add_rope_tables(weights, self.checkpoint, target.positions())
         drafts = make_drafts(draft, target)
-        self._batch.drawn.verifier = check_drafts(verifier, speculation, drafts, executor in GPU_EXECUTORS)
+        self._batch.drawn.verifier = check_drafts(verifier, speculation, drafts)
         make = lambda taps: make_executor(
             executor, decoder(config, taps), weights, self._cache, self._batch, self.checkpoint.release_pages
         )
@@ -264,7 +257,7 @@ class LLM:
         try:
             self._batch.fill([replace(Work.prefill(request, len(tokens)), logit_rows=len(tokens))])
             self._executor.run()
-            return self._executor.logits().clone()
+            return self._executor.logits().cpu().clone()
         finally:
             self._pool.give_back(pages)
 

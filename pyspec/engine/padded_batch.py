@@ -19,13 +19,11 @@ PER_NODE = ("tokens", "positions", "parents", "slots")
 PER_ROW = ("logit_rows", "row_tokens", "row_parents")
 OFFSETS = ("cu_t", "cu_r")
 PER_REQUEST = ("kv_len", "root_positions", *LAWS)
-INPUTS_OF_VERIFY = (
-    "row_tokens",
-    "row_parents",
-    "cu_r",
-    "root_positions",
-    *LAWS,
-)  # verify_tree's, behind the logits
+DRAWN = {
+    "drawn": torch.int32,
+    "draft_row": torch.int32,
+    "draft_temperature": torch.float32,
+}  # of verify_drawn
 
 
 def padding_pages(max_tokens: int, page_size: int) -> int:
@@ -48,12 +46,16 @@ class PaddedBatch:
         max_batch, width = batch.page_table.shape
         self._requests = buckets(max_batch)
         most = self._requests[-1]
+        drawn = DRAWN if batch.drawn.verifier.walk else {}
+        self._per_row = *PER_ROW, *(name for name in drawn if name != "draft_temperature")
+        self._per_request = *PER_REQUEST, *(name for name in drawn if name == "draft_temperature")
         lengths = {
-            **dict.fromkeys(PER_NODE, self._sizes[-1]), **dict.fromkeys(PER_ROW, self.max_rows),
-            **dict.fromkeys(OFFSETS, most + 2), **dict.fromkeys(PER_REQUEST, most + 1),
+            **dict.fromkeys(PER_NODE, self._sizes[-1]), **dict.fromkeys(self._per_row, self.max_rows),
+            **dict.fromkeys(OFFSETS, most + 2), **dict.fromkeys(self._per_request, most + 1),
         }  # fmt: skip
+        dtypes = {name: torch.from_numpy(array).dtype for name, array in batch.arrays.items()} | drawn
         layout: dict[str, tuple[Shape, torch.dtype]] = {
-            name: ((length,), torch.from_numpy(batch.arrays[name]).dtype) for name, length in lengths.items()
+            name: ((length,), dtypes[name]) for name, length in lengths.items()
         }
         layout["page_table"] = (most + 1, max(width, count)), torch.int32
         self._staging = Staging(layout, device)
@@ -79,6 +81,10 @@ class PaddedBatch:
         self.B = bucket(max(1, self._batch.B), self._requests)
         self._holds = None
 
+    def stretch(self) -> None:
+        """Take the largest sizes, for questions about shapes alone."""
+        self.T, self.R, self.B = self.max_tokens, self.max_rows, self._requests[-1]
+
     def send(self) -> None:
         """Send the batch, unless it is there."""
         if self._holds is not self._batch:
@@ -91,33 +97,35 @@ class PaddedBatch:
     def inputs(self) -> dict[str, Tensor]:
         """The arrays on the device, of the padded sizes."""
         cut = {
-            **dict.fromkeys(PER_NODE, self.T), **dict.fromkeys(PER_ROW, self.R), **dict.fromkeys(OFFSETS, self.B + 2),
-            **dict.fromkeys((*PER_REQUEST, "page_table"), self.B + 1),
+            **dict.fromkeys(PER_NODE, self.T), **dict.fromkeys(self._per_row, self.R),
+            **dict.fromkeys(OFFSETS, self.B + 2), **dict.fromkeys((*self._per_request, "page_table"), self.B + 1),
         }  # fmt: skip
         return {name: array[: cut[name]] for name, array in self._staging.device.items()}
 
     def _send(self, batch: StepBatch) -> None:
         T, R, B, arrays = batch.T, batch.R, batch.B, self._staging.fill()
         sizes = {
-            **dict.fromkeys(PER_NODE, T), **dict.fromkeys(PER_ROW, R),
-            **dict.fromkeys(OFFSETS, B + 1), **dict.fromkeys(PER_REQUEST, B),
+            **dict.fromkeys(PER_NODE, T), **dict.fromkeys(self._per_row, R),
+            **dict.fromkeys(OFFSETS, B + 1), **dict.fromkeys(self._per_request, B),
         }  # fmt: skip
+        given = batch.arrays if self._per_row == PER_ROW else batch.arrays | batch.drawn.per_node()
         for name, size in sizes.items():
-            arrays[name][:size] = batch.arrays[name][:size]
+            arrays[name][:size] = given[name][:size]
         chain, nodes = np.arange(self.T - T, dtype=np.int32), slice(T, self.T)
         arrays["tokens"][nodes] = 0
         arrays["positions"][nodes] = chain
         arrays["parents"][nodes] = chain - 1
         arrays["slots"][nodes] = int(self._pages[0]) * self._page_size + chain
-        # Rows of padding are a root and its children, all of token 0: their walk ends after two tokens at most.
+        # Rows of padding are a root and its children, all of token 0: their walk ends after two tokens at most. Where it matters how
+        # they were drawn, they are drawn one like the other, from a law of one token by some row.
         rows = slice(R, self.R)
-        for name in PER_ROW:
-            arrays[name][rows] = 0
+        for name in self._per_row:
+            arrays[name][rows] = 1 if name == "drawn" else 0
         arrays["row_parents"][R : min(R + 1, self.R)] = -1
         for name, used, padded in (("cu_t", T, self.T), ("cu_r", R, self.R)):
             arrays[name][B + 1 : self.B + 1] = used
             arrays[name][self.B + 1] = padded
-        for name in PER_REQUEST:
+        for name in self._per_request:
             arrays[name][B:] = 1 if name in ("top_p", "typical_p") else 0
         table = arrays["page_table"]
         table[:B, : batch.page_table.size(1)] = batch.arrays["page_table"][:B]

@@ -7,8 +7,11 @@ import time
 from weakref import WeakKeyDictionary
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from pyspec.calls import take_rows
 from pyspec.drafts.base import Proposal
 from pyspec.engine.batch import StepBatch, Work
 from pyspec.engine.executor import Executor
@@ -104,7 +107,8 @@ class Runner:
                 nodes = path[b, :n]
                 paths[request] = nodes.tolist()
                 self._speculator.observe(request, proposals[request], nodes)
-                committed, rows = work.tokens[nodes], nodes + begin
+                in_place = nodes[-1] == n - 1  # nodes of a path ascend
+                committed, rows = work.tokens[nodes], slice(begin, begin + n) if in_place else nodes + begin
             else:
                 request.kv_len += len(work.tokens)
                 committed, rows = work.tokens, slice(begin, end)
@@ -118,7 +122,7 @@ class Runner:
                 ]
                 request.emit(emitted[b, :n].tolist(), logprobs[b, :n].tolist(), top, self._eos)
             if request.draft is not None and request.finish_reason is None:
-                features = {} if taps is None else self._speculator.features_of(taps[rows])
+                features = {} if taps is None else self._speculator.features_of(_rows_of(taps, rows))
                 request.draft.extend(committed.tolist(), features)
         return paths
 
@@ -161,6 +165,10 @@ class Runner:
                 top_logprobs=request.top_logprobs[start:],
             )
         )
+
+
+def _rows_of(taps: Tensor, rows: NDArray[np.int32] | slice) -> Tensor:
+    return taps[rows] if isinstance(rows, slice) else take_rows(taps, torch.from_numpy(rows))
 
 
 def _no_clock() -> float:

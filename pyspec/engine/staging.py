@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-ALIGNMENT = 256  # bytes: of CUDA's own allocations, so that a kernel may read any array in vectors
+from pyspec.calls import ALIGNMENT
+
 Shape = tuple[int, ...]
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from reference_heads import medusa, rms
@@ -55,7 +56,10 @@ def test_logits_equal_the_plain_heads(form: str, blocks: int, target: ModelConfi
     torch.testing.assert_close(logits.double(), want[0], rtol=1e-4, atol=1e-5)
     rows = torch.tensor([0, 0, 1, 1, 1])
     for i in (1, 2):
-        lengths, tables = runner.branches(texts[0]).advance(rows.tolist())
+        places = [
+            runner.branches(text).advance([0] * count) for text, count in zip(texts, (2, 3), strict=True)
+        ]
+        lengths, tables = (np.concatenate(part) for part in zip(*places, strict=True))
         logits, output = runner.step(lengths, lengths, tables, output[rows] if i == 1 else output)
         torch.testing.assert_close(logits.double(), want[i][rows], rtol=1e-4, atol=1e-5)
         assert logits.shape == (5, config.columns)

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from pyspec.engine import gpu, graphs, staging
-from pyspec.engine.gpu import GpuExecutor
+from pyspec import calls
+from pyspec.calls import BackendCalls, send, take_rows
+from pyspec.engine import graphs, staging
 from pyspec.engine.graphs import Graphs
 from pyspec.engine.staging import Staging
 
@@ -78,16 +79,16 @@ class Machine:
         self.log.append(f"{'pinned ' if pin_memory else ''}memory{f' on {device.type}' if device else ''}")
         return torch.zeros(*shape, **rest)
 
-    def empty(self, *shape: Any, pin_memory: bool = False, **rest: Any) -> torch.Tensor:
-        assert pin_memory
-        self.log.append("pinned memory")
+    def empty(self, *shape: Any, device: Any = None, pin_memory: bool = False, **rest: Any) -> torch.Tensor:
+        assert pin_memory is (device is None)
+        self.log.append(f"memory on {device.type}" if device else "pinned memory")
         return torch.empty(*shape, **rest)
 
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     double = Machine()
-    for module in (gpu, graphs, staging):
+    for module in (calls, graphs, staging):
         monkeypatch.setattr(module, "torch", double)
     return double
 
@@ -125,14 +126,35 @@ def test_staging_alternates_pinned_pieces_and_waits_for_the_copy_of_two_steps_ag
 
 
 def test_results_come_back_in_pinned_memory_with_one_wait(machine: Machine) -> None:
-    executor = GpuExecutor.__new__(GpuExecutor)
-    executor._on_cuda, executor._results, executor._logits = True, {}, torch.zeros(1)
+    executor = BackendCalls("cuda", CUDA)
     results = (torch.tensor([3, 4]), torch.ones(2, 5, 0))
-    first = executor._read_back(results)
+    first = executor.read_back(results)
     assert [out.tolist() for out in first] == [out.tolist() for out in results]
     assert machine.log == ["pinned memory", "pinned memory", "host waits for main"]
     machine.log.clear()
-    again = executor._read_back((torch.tensor([5, 6]), torch.ones(2, 5, 0)))
+    again = executor.read_back((torch.tensor([5, 6]), torch.ones(2, 5, 0)))
     assert again[0].data_ptr() == first[0].data_ptr()
     assert again[0].tolist() == [5, 6]
     assert machine.log == ["host waits for main"]
+
+
+def test_small_arrays_are_sent_in_one_piece_that_nobody_waits_for(machine: Machine) -> None:
+    """What is on the device already, and what is not given, goes through as it is."""
+    there = torch.empty(3, device="meta")
+    given = [torch.tensor([1, 2, 3]), None, there, torch.tensor([[0.5], [2.0]]), torch.empty(0, 4)]
+    sent = send(given, CUDA)
+    assert machine.log == ["pinned memory", "memory on cuda"]
+    assert sent[1] is None
+    assert sent[2] is there
+    for i in (0, 3, 4):
+        assert torch.equal(sent[i], given[i])
+        assert sent[i].dtype == given[i].dtype
+    assert sent[3].data_ptr() - sent[0].data_ptr() == 256
+    machine.log.clear()
+    assert send(given[1:3], CUDA) == given[1:3]
+    assert machine.log == []
+
+
+def test_rows_are_taken_in_any_order() -> None:
+    rows = torch.arange(12.0).view(4, 3)
+    assert torch.equal(take_rows(rows, torch.tensor([3, 0, 3], dtype=torch.int32)), rows[[3, 0, 3]])

@@ -208,7 +208,7 @@ def test_padding_alone_leaves_every_page_of_requests(
     before = [pages[:, : llm.num_pages].clone() for pages in (llm._cache.k, llm._cache.v)]
     executor._padded.send_blank()
     executor._model()
-    executor._walk(executor._call, 0)
+    executor._walk(executor._calls, 0)
     after = [pages[:, : llm.num_pages] for pages in (llm._cache.k, llm._cache.v)]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 

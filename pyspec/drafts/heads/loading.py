@@ -169,7 +169,7 @@ def _medusa_draft(path: Path, target: Target, format: str) -> ModelDraft:
     norm = dequantize(norm) if isinstance(norm, QuantTensor) else norm
     policy = limited(target.policy, checkpoint.config.num_heads)
     runner = MedusaRunner(
-        checkpoint.config, load, norm, config.rms_eps, target.max_context, extent(policy)[1]
+        checkpoint.config, load, norm, config.rms_eps, target.max_context, extent(policy)[1], target.calls
     )
     vocab = config.vocab_size
     return ModelDraft(
