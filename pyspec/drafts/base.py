@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pyspec.trees import Drawn, TokenTree
+from pyspec.trees import TokenTree
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+CERTAIN = np.ones(1, dtype=np.float32)  # path_probability of a root alone
+CERTAIN.flags.writeable = False
 
 
 class DrawnRows(NamedTuple):
@@ -45,10 +49,7 @@ class Proposal:
     @staticmethod
     def root(token: int) -> Proposal:
         """The proposal of nothing: a root alone."""
-        tree = TokenTree.unchecked(
-            np.array((token,), dtype=np.int32), np.array((-1,), dtype=np.int32), Drawn.DETERMINISTIC
-        )
-        return Proposal(tree, np.ones(1, dtype=np.float32))
+        return Proposal(TokenTree.root(token), CERTAIN)
 
     def prefix(self, num_nodes: int) -> Proposal:
         """The first, that is the likeliest, `num_nodes` nodes (>= 1)."""

@@ -84,6 +84,8 @@ class StepBatch:
         self.row_parents, self._row_parents = _array(max_rows)
         self.cu_r, self._cu_r = _array(max_batch + 1)
         self.root_positions, self._root_positions = _array(max_batch)
+        # Which pages the rows of the table hold: lists that only ever grow.
+        self._listed: list[tuple[list[int], int]] = [([], -1)] * max_batch
         self.longest_path = 0  # nodes of the deepest path among the rows
         self.edits = BatchEdits()
         self.drawn = BatchDrawn()
@@ -98,32 +100,39 @@ class StepBatch:
 
     def fill(self, works: Sequence[Work]) -> None:
         """Lay out one step. The page tables of the requests must already cover their new nodes."""
-        t = rows = 0
+        t = rows = longest = 0
         for b, work in enumerate(works):
-            request, n = work.request, len(work.tokens)
-            end, length = t + n, request.kv_len
-            self._tokens[t:end] = work.tokens
-            self._parents[t:end] = work.parents
-            self._positions[t:end] = work.depths + length
-            table = self._page_table[b]
-            table[: len(request.pages)] = request.pages
-            logical = np.arange(length, length + n)
-            self._slots[t:end] = (
-                table[logical // self.page_size] * np.int64(self.page_size) + logical % self.page_size
-            )
+            request, n, logit_rows = work.request, len(work.tokens), work.logit_rows
+            end, length, size = t + n, request.kv_len, self.page_size
+            pages, count = self._listed[b]
+            if pages is not request.pages or count != len(pages):
+                self._page_table[b, : len(request.pages)] = request.pages
+                self._listed[b] = request.pages, len(request.pages)
             self._kv_len[b] = length
             self._cu_t[b + 1] = end
-            first = n - work.logit_rows
-            row_end = rows + work.logit_rows
-            self._logit_rows[rows:row_end] = np.arange(t + first, end)
-            self._row_tokens[rows:row_end] = work.tokens[first:]
-            self._row_parents[rows:row_end] = work.row_parents
+            row_end = rows + logit_rows
             self._cu_r[b + 1] = row_end
-            self._root_positions[b] = length + first
+            self._root_positions[b] = length + n - logit_rows
+            if n == 1:  # plain decoding: an element costs a fifth of a slice
+                token = work.tokens[0]
+                self._tokens[t], self._parents[t], self._positions[t] = token, -1, length
+                self._slots[t] = request.pages[length // size] * size + length % size
+                if logit_rows:
+                    self._logit_rows[rows], self._row_tokens[rows], self._row_parents[rows] = t, token, -1
+                    longest = max(longest, 1)
+            else:
+                self._tokens[t:end] = work.tokens
+                self._parents[t:end] = work.parents
+                self._positions[t:end] = work.depths + length
+                logical = np.arange(length, length + n)
+                self._slots[t:end] = self._page_table[b][logical // size] * np.int64(size) + logical % size
+                self._logit_rows[rows:row_end] = np.arange(end - logit_rows, end)
+                self._row_tokens[rows:row_end] = work.tokens[n - logit_rows :]
+                self._row_parents[rows:row_end] = work.row_parents
+                if logit_rows:
+                    longest = max(longest, 1 + int(work.depths.max() - work.depths[-logit_rows]))
             rows, t = row_end, end
-        self.longest_path = max(
-            (1 + int(w.depths.max() - w.depths[-w.logit_rows]) for w in works if w.logit_rows), default=0
-        )
+        self.longest_path = longest
         self.T, self.R, self.B = t, rows, len(works)
         self.edits.fill([work.request.edits if work.logit_rows else None for work in works])
         self.drawn.fill([(work.logit_rows, work.drawn) for work in works])
@@ -148,6 +157,7 @@ class StepBatch:
         self._slots[:n] = pages * self.page_size + lengths % self.page_size
         self._kv_len[:n] = lengths
         self._page_table[:n, : tables.shape[1]] = tables
+        self._listed[:n] = [([], -1)] * n
         self._cu_t[: n + 1] = self._cu_r[: n + 1] = np.arange(n + 1)
         self._logit_rows[:n] = np.arange(n)
         self._row_tokens[:n] = tokens

@@ -53,6 +53,7 @@ class Speculator:
         self._named: dict[str, Draft] = {}
         self.drafts = tuple(drafts)
         self.taps = tuple(sorted({layer for draft in drafts for layer in draft.taps}))
+        self._tapping = [draft for draft in drafts if draft.taps]
         # Flat until measured: nodes up to the largest tree cost nothing more than one.
         self.planner = Planner(StepCost(CostTable((1,), (0,), ((1.0,),))))
         self.planned: list[Request] = []  # the "auto" requests of this step
@@ -133,6 +134,8 @@ class Speculator:
         ):  # its trees are verified whole, so their size is chosen before they are drawn
             budgets = budgets | {r: self.planner.budget(_of(r).plan, draft.name, budgets[r]) for r in auto}
             members, auto = ([r for r in some if budgets[r] > 1] for some in (members, auto))
+        elif draft.levels:  # of its last call: nodes of a model cost time also where they are cut off again
+            budgets = budgets | {r: self.planner.reach(_of(r).plan, draft.name, budgets[r]) for r in auto}
         if not members:
             return
         started = time.perf_counter() if auto else 0.0
@@ -215,14 +218,10 @@ class Speculator:
 
     def features_of(self, taps: Tensor) -> dict[Draft, Tensor]:
         """The columns of each draft with taps, of rows [n, len(self.taps) * hidden]."""
-        hidden = taps.size(1) // len(self.taps)
-        parts = dict(zip(self.taps, taps.split(hidden, 1), strict=True))
-        features = {}
-        for draft in self.drafts:
-            if draft.taps:
-                whole = draft.taps == self.taps
-                features[draft] = taps if whole else torch.cat([parts[layer] for layer in draft.taps], 1)
-        return features
+        if len(self._tapping) == 1:  # all taps are its own
+            return {self._tapping[0]: taps}
+        parts = dict(zip(self.taps, taps.split(taps.size(1) // len(self.taps), 1), strict=True))
+        return {draft: torch.cat([parts[layer] for layer in draft.taps], 1) for draft in self._tapping}
 
     def _randomised(self, proposal: Proposal, budget: int) -> Proposal:
         """The drafts' tree with random branches grown into it, of a random size: for tests of exactness."""

@@ -152,13 +152,15 @@ class GainProfile:
     """What the best, second best, ... node of a draft's trees is worth on average, for trees whose size must be chosen before them."""
 
     def __init__(self) -> None:
-        self._gains = np.full(MAX_NODES - 1, 0.5)  # until trees of that size were seen
+        self._gains = 0.5 / np.arange(1, MAX_NODES)  # until trees of that size were seen
+        self._seen = np.zeros(MAX_NODES - 1)
 
     def observe(self, estimate: NDArray[np.float64]) -> None:
         """The estimated acceptance of one tree's nodes, in any order, the root not among them."""
         ordered = -np.sort(-estimate)
-        known = self._gains[: len(ordered)]
-        known += (ordered - known) / 16
+        known, seen = self._gains[: len(ordered)], self._seen[: len(ordered)]
+        seen += 1
+        known += (ordered - known) / np.minimum(seen, 16)
 
     def best(self, count: int) -> NDArray[np.float64]:
         """float64 [count]: never rising."""

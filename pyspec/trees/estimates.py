@@ -22,6 +22,7 @@ class Estimates:
     def __init__(self) -> None:
         self._shared: dict[str, Calibration] = {}
         self._profiles: dict[str, GainProfile] = {}
+        self._went_on: dict[str, tuple[float, float]] = {}  # paths at a node with children, and that went on
 
     def calibration(self, plan: RequestPlan, draft: str) -> Calibration:
         """What a draft's probabilities are worth to a request; a new one starts from what they were worth to others."""
@@ -39,6 +40,14 @@ class Estimates:
         """One request's verified proposal and its accepted path, the root first."""
         predictions = Predictions(proposal.tree.parents, proposal.path_probability)
         self.calibration(plan, draft).observe(predictions, path)
+        tried, accepted = (0.98 * count for count in self._went_on.get(draft, (0.0, 0.0)))
+        links = proposal.tree.parents.tolist()
+        self._went_on[draft] = tried + sum(node in links for node in path), accepted + len(path) - 1
+
+    def goes_on(self, draft: str) -> float:
+        """The probability, in (0, 1), that a path which reached a node with children takes one of them."""
+        tried, accepted = self._went_on.get(draft, (0.0, 0.0))
+        return (accepted + 1.0) / (tried + 2.0)
 
     def profile(self, draft: str) -> GainProfile:
         """What the nodes of a draft's trees are worth on average."""

@@ -21,7 +21,7 @@ tokens ahead of plain decoding. Three rules:
 A draft's model that is behind a text (it has not seen the prompt, or was not asked for long) must catch up first. That is not a request's
 bet but the engine's: a fund for each draft pays it, FUND tokens at first, CREDIT with every step and request, and what the draft wins.
 Costs are known only of what is done: where every step has a tree, a plain one is made now and then, for at most PROBE tokens a step.
-Estimates come from pyspec/trees/acceptance.py, costs from pyspec/trees/online.py, the numbers from pyspec/trees/request_plan.py.
+Estimates come from pyspec/trees/acceptance.py, costs from pyspec/trees/online.py and prices.py, the numbers from request_plan.py.
 """
 
 from __future__ import annotations
@@ -35,53 +35,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import request_plan as rules
-from .estimates import Estimates
 from .online import DraftCost, LinearCost, StepCost
 from .policy import PRUNABLE
+from .prices import Prices
 from .request_plan import Choice, RequestPlan, Worth
 
 if TYPE_CHECKING:
     from pyspec.drafts.base import Proposal
 
 
-class Planner(Estimates):
+class Planner(Prices):
     """Plans the steps of one engine. In each step that does not rest: begin, (ask, drafted) per draft, choose; after it observe, finish."""
 
     def __init__(self, cost: StepCost, clock: Callable[[], float] = time.perf_counter) -> None:
-        super().__init__()
-        self.cost = cost
+        super().__init__(cost)
         self._clock = clock  # times the handling of proposals: from begin to choose, and observe
         self._handling = LinearCost(5e-5, 5e-5, weight=0.1)  # seconds by requests that were asked for
         self._asked, self._called, self._handled, self._began = 0, 0.0, 0.0, 0.0
-        self.drafts: dict[str, DraftCost] = {}
-        self._context, self._batch = 0.0, 0
-        self._plain = 1.0
-        self._kinds: dict[str, int] = {}
         self._since_plain, self._baseline = 0, False
         self._funds: dict[str, float] = {}
+        self._average: dict[str, Worth] = {}  # of all requests
         self._plans: list[RequestPlan] = []  # of the last planned step
         self._resting, self._rested = 0, 0  # steps that need no planning: still to come, and since that step
-        self._tokens, self._time = 0.0, 0.0  # decayed sums of the speed-up
-
-    @property
-    def plain_seconds(self) -> float:
-        """Of a step of this step's requests without trees: model and verification."""
-        return self._plain
-
-    @property
-    def rate(self) -> float:
-        """Tokens a second of plain decoding of this step's requests."""
-        return self._batch / self._plain
-
-    @property
-    def speed_up(self) -> float:
-        """Tokens a second lately over plain decoding's, at least 1."""
-        return max(1.0, self._tokens / self._time) if self._time > 0 else 1.0
-
-    def level_gain(self, draft: str) -> float:
-        """Accepted tokens that one more level must bring to each request's tree: `min_gain` of TreePolicy.start."""
-        cost = self.drafts.get(draft)
-        return 0.0 if cost is None else cost.level_seconds / self._plain * self.speed_up
 
     def rest(self, plans: Sequence[RequestPlan]) -> bool:
         """Whether there is nothing to plan in this step: no draft will be asked yet, so a plain step needs nothing of begin to finish."""
@@ -128,7 +103,7 @@ class Planner(Estimates):
         node = self.rate * (self._seconds(1) - self._seconds(0))  # without one node to verify, why ask
         wanted = []
         for i, plan in enumerate(plans):
-            worth = plan.worth.setdefault(draft, Worth())
+            worth = self._worth(plan, draft)
             already = gains[i] if gains is not None else 0.0
             yes = worth.asks(tokens, already)
             covered = self._behind(cost, plan, draft) <= self._funds.setdefault(draft, rules.FUND)
@@ -151,9 +126,17 @@ class Planner(Estimates):
         for plan in plans:
             plan.asked[draft] = tokens
             plan.allowance -= tokens
-            plan.worth.setdefault(draft, Worth()).asked()
+            self._worth(plan, draft).asked()
             self._funds[draft] = self._funds.get(draft, rules.FUND) - self._behind(cost, plan, draft)
             plan.followed[draft] = plan.context
+
+    def _worth(self, plan: RequestPlan, draft: str) -> Worth:
+        """What asking a draft has brought a request; a new one starts from what it brought others."""
+        if draft not in plan.worth:
+            average = self._average.setdefault(draft, Worth())
+            known = average.calls >= rules.MEMORY  # else too little to go by
+            plan.worth[draft] = Worth(average.benefit, rules.TRIALS) if known else Worth()
+        return plan.worth[draft]
 
     def _call_tokens(self, cost: DraftCost, requests: int) -> float:
         """Tokens of time, for each of the requests, that calling a draft takes, with what handling a first proposal takes."""
@@ -163,18 +146,6 @@ class Planner(Estimates):
     def _behind(self, cost: DraftCost, plan: RequestPlan, draft: str) -> float:
         """Tokens of time that a draft's model takes to catch up with a request's text."""
         return self.rate * cost.following(plan.context - plan.followed.get(draft, 0))
-
-    def budget(self, plan: RequestPlan, draft: str, limit: int) -> int:
-        """Nodes, the root included, of a tree that will be verified whole: decided before its children are drawn.
-
-        The most expected tokens by what the draft's best nodes were worth on average, what the allowance covers. 1: draw nothing.
-        """
-        gains = self.profile(draft).best(limit - 1)
-        extra = self.rate * self._extra_seconds(len(gains))
-        value = np.concatenate(([0.0], np.cumsum(gains))) - self.speed_up * (1 + rules.MARGIN) * extra
-        value[extra > plan.allowance] = -np.inf
-        value[0] = 0.0
-        return 1 + int(np.argmax(value))
 
     def choose(
         self, plans: Sequence[RequestPlan], drafts: Sequence[str], proposals: Sequence[Proposal]
@@ -262,6 +233,7 @@ class Planner(Estimates):
         plan.allowance = min(rules.LARGEST, plan.allowance + benefit)
         for name, cost in plan.asked.items():
             plan.worth[name].observe(plan.expected - plan.charge, benefit, cost)
+            self._average[name].observe(plan.expected - plan.charge, benefit, cost)
             self._funds[name] += benefit - cost
         seconds = 1.0 + plan.charge + sum(plan.asked.values())
         decay = 1 - 1 / (64 * max(1, self._batch))
@@ -280,19 +252,3 @@ class Planner(Estimates):
         self.cost.observe(nodes, self._context, self._batch, model)
         if len(self._kinds) == 1:
             self.cost.observe_verify(plans[0].kind, nodes, verify)
-
-    def _verify_seconds(self, rows: float) -> float:
-        """Of `rows` rows that are spread evenly over the requests."""
-        cost = self.cost
-        return sum(cost.verify_seconds(k, rows) * count / self._batch for k, count in self._kinds.items())
-
-    def _seconds(self, more: int) -> float:
-        """Of a step with that many nodes besides the roots."""
-        nodes = self._batch + more
-        return self.cost.seconds(nodes, self._context, self._batch) + self._verify_seconds(nodes)
-
-    def _extra_seconds(self, most: int) -> NDArray[np.float64]:
-        """float64 [most + 1]: seconds that 0, ..., most nodes besides the roots add to the step."""
-        curve = self.cost.curve(self._batch, self._batch + most, self._context, self._batch)
-        slope = self._verify_seconds(1.0) - self._verify_seconds(0.0)
-        return curve - curve[0] + slope * np.arange(most + 1)

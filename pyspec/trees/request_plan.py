@@ -21,6 +21,7 @@ LONGEST_REST = 8  # steps without planning
 BASELINE = 64  # steps with trees before a plain one is made, at least
 TRIALS = 4  # calls of a new draft before its benefit is judged
 MARGIN = 0.02  # a tree must promise this much more than its time is worth
+HOPE = 1.5  # times their average that a draft's nodes may be worth in one tree
 MEMORY = 32  # calls that the benefit of a draft is averaged over
 
 TREE, CHAIN = "a tree pays", "a chain pays"

@@ -13,6 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 
 MAX_NODES = 1024
 INT32_MAX = 2**31 - 1
+_NO_PARENT, _NO_DEPTH = np.array((-1,), dtype=np.int32), np.zeros(1, dtype=np.int32)  # of a root alone
+_NO_PARENT.flags.writeable = _NO_DEPTH.flags.writeable = False
 
 
 class Drawn(Enum):
@@ -66,6 +68,17 @@ class TokenTree:
         parents.flags.writeable = False
         tree = object.__new__(TokenTree)
         tree.__dict__.update(tokens=tokens, parents=parents, drawn=drawn, pruned=pruned)
+        return tree
+
+    @staticmethod
+    def root(token: int) -> TokenTree:
+        """The tree of one token: what plain decoding makes of every request in every step, so its other arrays are shared."""
+        tokens = np.array((token,), dtype=np.int32)
+        tokens.flags.writeable = False
+        tree = object.__new__(TokenTree)
+        tree.__dict__.update(
+            tokens=tokens, parents=_NO_PARENT, drawn=Drawn.DETERMINISTIC, pruned=False, depths=_NO_DEPTH
+        )
         return tree
 
     @classmethod

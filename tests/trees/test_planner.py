@@ -133,7 +133,7 @@ def test_drawn_trees_are_verified_whole_and_sized_before() -> None:
     hopeless = np.float32([1, 0.01, 0.01, 0.01, 0.01])
     tree = TokenTree(np.int32([0, 1, 2, 3, 4]), np.int32([-1, 0, 0, 0, 0]), Drawn.HYBRID)
     planner.begin([plan, plan], [0, 0])
-    assert planner.budget(plan, "d", 40) > 4
+    assert planner.budget(plan, "d", 40) == 3  # one node in two is hoped for, then one in four
     first, second = planner.choose([plan, plan], ["d", ""], [Proposal(tree, hopeless), Proposal.root(0)])
     assert (first.size, second.size) == (5, 1)
     for _ in range(40):
@@ -234,7 +234,25 @@ def test_a_level_must_bring_what_it_costs() -> None:
     assert planner.level_gain("head") == 0.0
     for levels in (2, 6, 3, 5) * 20:
         planner.drafted("head", [plan], levels, 1e-3 + 2e-3 * levels)
-    assert planner.level_gain("head") == pytest.approx(0.2, rel=0.05)  # 2 ms of 10 ms
+    assert planner.level_gain("head") == pytest.approx(
+        0.4, rel=0.05
+    )  # 2 ms of 10 ms, and every other path goes on
+    chain = Proposal(TokenTree.chain([0] * 4), np.ones(4, dtype=np.float32))
+    for _ in range(50):
+        planner.learn(plan, "head", chain, [0, 1, 2, 3])
+    assert planner.level_gain("head") == pytest.approx(0.2, rel=0.1)  # nearly all do
+
+
+def test_no_more_is_drafted_than_may_pay() -> None:
+    planner = Planner(StepCost(CostTable((1, 65), (0,), ((1.0, 7.4),))))  # a node costs a tenth of a token
+    plan = RequestPlan(allowance=8.0)
+    for gains, reach in ([0.5, 0.2, 0.06, 0.05], 3), ([0.5, 0.4, 0.3, 0.2, 0.1, 0.1], 7), ([0.01, 0.01], 2):
+        name = str(gains)
+        for _ in range(40):
+            planner.profile(name).observe(np.array(gains + [0.0] * 20))
+        planner.begin([plan], [0])
+        assert planner.reach(plan, name, 32) == reach
+        assert planner.reach(plan, name, 2) == 2
     with pytest.raises(ValueError, match=re.escape("Planner.begin: contexts must be 1 >= 1 values, got 2")):
         planner.begin([plan], [0, 1])
 
