@@ -75,7 +75,17 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
     callback=_list,
     default="",
     metavar="PATTERNS",
-    help="acceptance, speculation: cases that match one of these, with * and ?, such as '*eagle3*,suffix*'.",
+    help="acceptance, speculation, e2e --peers: cases that match one of these, with * and ?, such as '*eagle3*,suffix*'.",
+)
+@click.option(
+    "--peers",
+    callback=_list,
+    default="",
+    metavar="NAMES",
+    help="e2e, contention: beside these engines, or all.",
+)
+@click.option(
+    "--install", callback=_list, default="", metavar="NAMES", help="peers: make these environments, or all."
 )
 @click.option(
     "--seconds",

@@ -3,6 +3,8 @@
 
 Tokens/s are of decoding alone (prefill has its own row). Plain and speculative answers of a prompt are made in turns and
 must be the same tokens; ratio is the median over rounds of speculative over plain within one turn.
+
+With --peers the engine stands beside others instead (bench/peers): prefill, decoding, batches, memory and loading.
 """
 
 from __future__ import annotations
@@ -26,6 +28,11 @@ SPECULATION = "auto"
 
 def rows(options: Options) -> Iterator[Row]:
     """Rows of memory, prefill and every class of prompts; GateError if an answer depends on speculation."""
+    if options.peers:
+        from . import peer_comparison
+
+        yield from peer_comparison.rows(options)
+        return
     from pyspec.engine import LLM, SamplingParams
 
     baseline = resident_bytes()

@@ -59,6 +59,8 @@ class Options:
     seconds: float | None = None
     all: bool = False
     only: tuple[str, ...] = ()
+    peers: tuple[str, ...] = ()
+    install: tuple[str, ...] = ()
 
     def wants(self, case: str) -> bool:
         """Whether a case's name matches one of the patterns of `only`; without patterns, all do."""
