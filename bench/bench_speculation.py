@@ -263,12 +263,12 @@ def print_rows(rows: list[Row]) -> None:
         "tokens_a_step",
         "overhead",
     )
-    print(f"{'':46}{''.join(f'{name:>15}' for name in (*names, 'ceiling'))}")
+    print(f"{'':46}{''.join(f'{name:>16}' for name in (*names, 'ceiling'))}")
     for case, found in by_case.items():
         first = names[0] if names[0] in found else next(iter(found))
         cells = [f"{found[name]:.2f}" if name in found else "" for name in (*names[1:], "ceiling")]
         value = f"{found[first]:.2f}" if first in names else f"{found[first]:.3g} {first}"
-        print(f"{case:46}{value:>15}{''.join(f'{cell:>15}' for cell in cells)}")
+        print(f"{case:46}{value:>16}{''.join(f'{cell:>16}' for cell in cells)}")
         depths = [f"{value:.0%}" for name, value in found.items() if name.startswith("accepted_depth")]
         if depths:
             print(f"{'':6}accepted by depth: {', '.join(depths)}")
