@@ -30,6 +30,7 @@ __all__ = [
     "gelu_mul",
     "linear",
     "linear_packed",
+    "pack_int8_weight",
     "pack_quant_weight",
     "pack_weight",
     "quant_embedding",
@@ -47,6 +48,7 @@ __all__ = [
     "verify_tree",
     "w4a16_linear",
     "w8a8_linear",
+    "w8a8_linear_packed",
 ]
 
 
@@ -296,6 +298,11 @@ def pack_quant_weight(qweight: Tensor, *, format: str, backend: str | None = Non
     return call(spec.pack_quant_weight, (qweight,), {"format": format}, backend)
 
 
+def pack_int8_weight(weight: Tensor, *, backend: str | None = None) -> Tensor:
+    """weight [N, K] i8 as [N/16 rounded up, 16 K with K rounded up to 64] u8 for w8a8_linear_packed: exact."""
+    return call(spec.pack_int8_weight, (weight,), {}, backend)
+
+
 def pack_weight(weight: Tensor, *, backend: str | None = None) -> Tensor:
     """weight [N, K] f32|bf16 as [N/16 rounded up, 16 K with K rounded up to even] for linear_packed; a copy."""
     return call(spec.pack_weight, (weight,), {}, backend)
@@ -352,6 +359,14 @@ def w8a8_linear(
 ) -> Tensor:  # fmt: skip
     """x [M, K] i8 times weight [N, K] i8 in exact integers, times x_scale [M] and w_scale [N] f32; returns [M, N] out_dtype."""
     return call(spec.w8a8_linear, (x, weight, x_scale, w_scale), {"out_dtype": out_dtype}, backend)
+
+
+def w8a8_linear_packed(
+    x: Tensor, packed: Tensor, x_scale: Tensor, w_scale: Tensor, *,
+    out_dtype: torch.dtype = torch.float32, backend: str | None = None,
+) -> Tensor:  # fmt: skip
+    """w8a8_linear with a weight as pack_int8_weight gives it: the same bits; returns [M, N] out_dtype."""
+    return call(spec.w8a8_linear_packed, (x, packed, x_scale, w_scale), {"out_dtype": out_dtype}, backend)
 
 
 def softcap(x: Tensor, *, cap: float, backend: str | None = None) -> Tensor:

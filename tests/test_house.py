@@ -104,7 +104,14 @@ def shares(path: Path, op: str) -> bool:
 
 
 # Layouts of the CPU's kernels: on GPUs the same work is done on raw rows and paged KV.
-CPU_LAYOUTS = {"pack_weight", "pack_quant_weight", "linear_packed", "tile_kv"}
+CPU_LAYOUTS = {
+    "pack_weight",
+    "pack_int8_weight",
+    "pack_quant_weight",
+    "linear_packed",
+    "w8a8_linear_packed",
+    "tile_kv",
+}
 # Without a kernel of their own on GPUs so far: their specification runs there.
 NOT_ON_GPUS = {"draw_children", "edit_logits", "verify_drawn"}
 STEMS = [

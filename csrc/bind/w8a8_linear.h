@@ -10,6 +10,13 @@
 
 namespace pyspec {
 
+// What no shape says: the dtype of the result, and that int32 sums cannot overflow.
+inline void check_w8a8(const Checker& check, const at::Tensor& x, at::ScalarType out_dtype) {
+  check.type(out_dtype == at::kFloat || out_dtype == at::kBFloat16 || out_dtype == at::kHalf, "out_dtype",
+             "f32|bf16|f16", dtype_name(out_dtype));
+  check.value(x.size(1) < 1 << 17, "x", "[M, K] with K < 131072", list_text(x.sizes()));
+}
+
 template <Launch<W8A8LinearParams> kLaunch, Place kPlace>
 at::Tensor w8a8_linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& x_scale,
                        const at::Tensor& w_scale, at::ScalarType out_dtype) {
@@ -19,9 +26,7 @@ at::Tensor w8a8_linear(const at::Tensor& x, const at::Tensor& weight, const at::
   check.tensor("weight", weight, {N, K}, {at::kChar});
   check.tensor("x_scale", x_scale, {M}, {at::kFloat});
   check.tensor("w_scale", w_scale, {N}, {at::kFloat});
-  TORCH_CHECK_TYPE(out_dtype == at::kFloat || out_dtype == at::kBFloat16 || out_dtype == at::kHalf,
-                   "w8a8_linear: out_dtype must be f32|bf16|f16, got ", dtype_name(out_dtype));
-  check.value(K.size < 1 << 17, "x", "[M, K] with K < 131072", list_text(x.sizes()));
+  check_w8a8(check, x, out_dtype);
   const at::Tensor xs = kPlace == Place::kGpu ? padded_rows(x) : x.stride(1) == 1 ? x : x.contiguous();
   const at::Tensor w = weight.stride(1) == 1 ? weight : weight.contiguous();
   const at::Tensor row = x_scale.contiguous(), channel = w_scale.contiguous();

@@ -14,6 +14,7 @@ from pyspec.spec.fp8_linear import fp8_linear
 from pyspec.spec.gelu_mul import gelu_mul
 from pyspec.spec.linear import linear
 from pyspec.spec.linear_packed import linear_packed
+from pyspec.spec.pack_int8_weight import pack_int8_weight
 from pyspec.spec.pack_quant_weight import pack_quant_weight
 from pyspec.spec.pack_weight import pack_weight
 from pyspec.spec.quant_embedding import quant_embedding
@@ -31,6 +32,7 @@ from pyspec.spec.verify_drawn import verify_drawn
 from pyspec.spec.verify_tree import verify_tree
 from pyspec.spec.w4a16_linear import w4a16_linear
 from pyspec.spec.w8a8_linear import w8a8_linear
+from pyspec.spec.w8a8_linear_packed import w8a8_linear_packed
 
 __all__ = [
     "add_rms_norm",
@@ -44,6 +46,7 @@ __all__ = [
     "gelu_mul",
     "linear",
     "linear_packed",
+    "pack_int8_weight",
     "pack_quant_weight",
     "pack_weight",
     "quant_embedding",
@@ -61,4 +64,5 @@ __all__ = [
     "verify_tree",
     "w4a16_linear",
     "w8a8_linear",
+    "w8a8_linear_packed",
 ]

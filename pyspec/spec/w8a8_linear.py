@@ -36,11 +36,16 @@ def check(
     *,
     out_dtype: torch.dtype,
 ) -> None:
+    check_values("w8a8_linear", x, out_dtype)
+
+
+def check_values(op_name: str, x: Tensor, out_dtype: torch.dtype) -> None:
+    """What no shape says: the dtype of the result, and that int32 sums cannot overflow."""
     if out_dtype not in (torch.float32, torch.bfloat16, torch.float16):
         got = DTYPE_NAMES.get(out_dtype, str(out_dtype))
-        raise TypeError(f"w8a8_linear: out_dtype must be f32|bf16|f16, got {got}")
-    if sizes["K"] >= 1 << 17:
-        raise ValueError(f"w8a8_linear: x must be [M, K] with K < 131072, got {list(x.shape)}")
+        raise TypeError(f"{op_name}: out_dtype must be f32|bf16|f16, got {got}")
+    if x.size(1) >= 1 << 17:
+        raise ValueError(f"{op_name}: x must be [M, K] with K < 131072, got {list(x.shape)}")
 
 
 def cases() -> Iterator[Case]:

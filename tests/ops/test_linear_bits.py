@@ -17,8 +17,8 @@ from pyspec.backends import native
 from pyspec.contract import OPS
 
 NAMES = (
-    "embedding", "gelu_mul", "linear", "linear_packed", "pack_quant_weight", "pack_weight", "quant_embedding", "quant_linear",
-    "quantize_activations", "silu_mul", "w4a16_linear", "w8a8_linear",
+    "embedding", "gelu_mul", "linear", "linear_packed", "pack_int8_weight", "pack_quant_weight", "pack_weight", "quant_embedding",
+    "quant_linear", "quantize_activations", "silu_mul", "w4a16_linear", "w8a8_linear", "w8a8_linear_packed",
 )  # fmt: skip
 ROOT = Path(__file__).parents[2]
 SETS = {"generic": "", "avx2": "avx2", "avx512": "avx512vnni", "neon": "neon"}
