@@ -1,13 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // CPU tree_attention. The order of every sum is fixed by absolute position, so that a row's bits depend on
-// what it sees alone (docs/ops/tree_attention.md):
-//   score   steps of 32 d: e = FMA chain over even d, o = over odd d, s += e + o       lanes: 16 keys
-//   chunk   256 positions: m = max s, p = exp2(s c - m c), l in 16 lanes (position % 16), even and odd
-//   vectors apart values  blocks of 16 positions: e = FMA chain over even positions, o = over odd ones, acc
-//   += e + o    lanes: 16 d merge   chunks in order by one running rule, in line or from stored chunks
+// what it sees alone (docs/ops/tree_attention.md): steps of 32 d, blocks of 16 positions, chunks of 256.
 // p = 0 is an exact no-op in these chains, so a block may be done for all rows of a tile together or for each
-// node along its own path. Blocks that some row of a tile does not see whole go by node: nothing invisible is
-// ever multiplied.
+// node along its own path. Nothing that a row does not see is multiplied unless it is known to be finite.
 #include "pyspec/tree_attention.h"
 
 #include "cpu/kernel.h"
@@ -19,10 +14,20 @@ namespace pyspec::PYSPEC_ISA {
 namespace {
 
 using Plan = TreeAttentionPlan;
+// Up to this many rows of a KV head, tiled operands are widened as they are multiplied; above, once for all.
+#if defined(PYSPEC_ISA_AVX512)
+constexpr int kDirectRows = 512;  // always: units for integers and for FMAs work side by side
+#else
+constexpr int kDirectRows = 2 * kRows;
+#endif
+constexpr int kAhead = 8192;  // bytes between what is asked for and what is used: 4 to 16 KiB are alike
 
-// Rows of one unit: their queries, scores, and results.
+// Rows of one unit: their queries, scores, and results. Row (head * nodes + node) * R + h.
 template <DType kType>
 class Tile {
+  using T = typename Element<kType>::T;
+  static constexpr bool kScaled = kType == DType::kI8;
+
  public:
   Tile(const TreeAttentionParams& params, const Plan::Unit& unit)
       : p(params),
@@ -30,10 +35,12 @@ class Tile {
         request(params.plan->requests[unit.request]),
         D(int(params.D)),
         R(int(params.H / params.G)),
-        rows(unit.nodes * R),
+        group(unit.nodes * R),
+        rows(unit.heads * group),
         L(request.kv_len),
-        kv(params, unit.request, unit.g) {
-    const int tail_tiles = request.nodes / kBlock + 2;
+        kv(params, unit.request),
+        as_they_lie(params.kv_layout == KvLayout::kTiled && (kType == DType::kF32 || group <= kDirectRows)) {
+    const int tail_tiles = request.chain ? 0 : request.nodes / kBlock + 2;
     uintptr_t at = 0;
     for (int pass = 0; pass < 2; ++pass) {  // the first pass measures
       const auto take = [&](auto*& pointer, size_t count) {
@@ -50,7 +57,7 @@ class Tile {
       take(acc, rows * D);
       take(acc_m, rows);
       take(acc_l, rows);
-      take(tail, rows * kBlock);
+      take(tail, rows * tail_tiles * kBlock);
       take(low, u.nodes);
       take(high, u.nodes);
       take(path, request.chain ? 0 : u.nodes * kChunk);
@@ -68,18 +75,20 @@ class Tile {
     high_max = *std::max_element(high, high + u.nodes);
     kv.restrict(low_min, L + request.nodes);
     softmax_scale = (p.softcap > 0 ? 1.0f : p.scale) * kLog2e;
+    ahead = std::max(1, kAhead / int(u.heads * D * kBlock * sizeof(T))) * kBlock;
   }
 
   void run(const Plan::Item& item) {
-    for (int n = 0; n < u.nodes; ++n)
-      for (int h = 0; h < R; ++h)
-        for (int d = 0; d < D; d += kLanes)
-          store(q + (n * R + h) * D + d,
-                load_as(p.q, (request.t0 + u.node0 + n) * p.q_stride_t + (u.g * R + h) * D + d, p.q_dtype));
+    for (int r = 0; r < rows; ++r)
+      for (int d = 0; d < D; d += kLanes)
+        store(q + r * D + d, load_as(p.q, node_of(r) * p.q_stride_t + head_of(r) * D + d, p.q_dtype));
     std::fill(acc_l, acc_l + rows, 0.0f);
+    const int first = std::max(item.chunk0 * kChunk, floor16(low_min)), last = item.chunk1 * kChunk;
+    for (int k = first; k < first + ahead; k += kBlock)
+      for (int g = u.g; g < u.g + u.heads; ++g) kv.fetch_keys(g, k);
     if (u.parts == 1) {
       for (int chunk = item.chunk0; chunk < item.chunk1; ++chunk) {
-        attend(chunk * kChunk);
+        attend(chunk * kChunk, last);
         merge();
       }
       finish();
@@ -92,7 +101,7 @@ class Tile {
     };
     for (int chunk = item.chunk0; chunk < item.chunk1; ++chunk) {
       point(chunk);
-      attend(chunk * kChunk);
+      attend(chunk * kChunk, last);
     }
     std::atomic<int32_t>& finished = p.plan->finished()[&u - p.plan->units.data()];
     if (finished.fetch_add(1, std::memory_order_acq_rel) + 1 < u.parts) return;
@@ -105,71 +114,158 @@ class Tile {
   }
 
  private:
-  // m, l and o of every row over the positions [c0, c0 + kChunk); l = 0 where a row sees nothing there.
-  void attend(int c0) {
-    const int c1 = c0 + kChunk, keys_end = std::min(c1, request.chain ? high_max : L);
-    for (int k = std::max(c0, floor16(low_min)); k < keys_end;) {
-      const float* b[2] = {kv.keys(k, keys), nullptr};
-      if (kCols == 2 && k + kBlock < keys_end) {
-        b[1] = kv.keys(k + kBlock, keys + D * kBlock);
-        multiply<kCols>(rows, q, D, b, kBlock, D, kStep, scores + (k - c0), kScoreStride, false);
-        k += 2 * kBlock;
-      } else {
-        multiply<1>(rows, q, D, b, kBlock, D, kStep, scores + (k - c0), kScoreStride, false);
-        k += kBlock;
+  int64_t node_of(int r) const { return request.t0 + u.node0 + r % group / R; }
+  int64_t head_of(int r) const { return (u.g + r / group) * R + r % R; }
+
+  // m, l and o of every row over the positions [c0, c0 + kChunk), of an item that ends at `last`; l = 0 where
+  // a row sees nothing there. Keys, values and the keys of the next chunk are asked for one after the other.
+  void attend(int c0, int last) {
+    const int c1 = c0 + kChunk, begin = std::max(c0, floor16(low_min));
+    const int keys_end = std::min(c1, request.chain ? high_max : L);
+    for (int k = begin, count; k < keys_end; k += count * kBlock) {
+      count = kCols == 2 && k + kBlock < keys_end ? 2 : 1;
+      for (int g = 0; g < u.heads; ++g) {
+        for (int next = k + ahead; next < k + ahead + count * kBlock; next += kBlock)
+          next < keys_end ? kv.fetch_keys(u.g + g, next)
+                          : kv.fetch_values(u.g + g, begin + floor16(next - keys_end));
+        float* to = scores + g * group * kScoreStride + (k - c0);
+        count == 2 ? score<kCols>(g, k, to, kScoreStride) : score<1>(g, k, to, kScoreStride);
       }
     }
     if (!request.chain && L < c1 && high_max > c0) score_paths(c0);
-    for (int n = 0; n < u.nodes; ++n)
-      for (int h = 0; h < R; ++h) softmax(n * R + h, std::max(low[n], c0) - c0, std::min(high[n], c1) - c0);
-
-    std::memset(o, 0, size_t(rows) * D * sizeof(float));
     int shared0 = std::max(c0, ceil16(low_max));
     int shared1 = std::min(c1, floor16(request.chain ? high_min : L));
-    if (shared0 >= shared1) shared0 = shared1 = c1;  // nothing that all rows see whole
-    for (int n = 0; n < u.nodes; ++n) add_values(n, c0, std::max(low[n], c0), std::min(high[n], shared0));
-    for (int k = shared0; k < shared1; k += kBlock) {
-      int64_t stride = D;
-      const float* v = kv.values(k, values, stride);
-      multiply_values(rows, scores + (k - c0), v, stride, kBlock, o);
+    const int whole = shared1;  // up to here every row sees every position
+    if (request.chain && u.nodes > 1) {
+      // The end, which not all rows see, is done for all of them too if nothing there can spoil a sum.
+      const int end = std::min(c1, ceil16(high_max));
+      shared1 = std::max(shared0, shared1);
+      if (shared1 < end && finite(shared1, end)) shared1 = end;
     }
+    if (shared0 >= shared1) shared0 = shared1 = c1;  // nothing that is done for all rows together
+    for (int r = 0; r < rows; ++r) {
+      const int n = r % group / R;
+      softmax(r, std::max(low[n], c0) - c0, std::min(high[n], c1) - c0, shared0 - c0, shared1 - c0);
+    }
+
+    std::memset(o, 0, size_t(rows) * D * sizeof(float));
+    for (int n = 0; n < u.nodes; ++n) add_values(n, c0, std::max(low[n], c0), std::min(high[n], shared0));
+    for (int k = shared0; k < shared1; k += kBlock)
+      for (int g = 0; g < u.heads; ++g) {
+        if (k + ahead < shared1) {
+          kv.fetch_values(u.g + g, k + ahead);
+        } else if (c1 < last) {
+          kv.fetch_keys(u.g + g, c1 + k + ahead - shared1);
+        }
+        float *weights = scores + g * group * kScoreStride + (k - c0), *to = o + g * group * D;
+        int64_t stride = D;
+        if (kScaled) scale_weights(g, k, k + kBlock > whole ? high_max : k + kBlock, weights);
+        if (k + kBlock > whole) {
+          stage_end(g, k);
+          add_weighted<DType::kF32>(group, weights, values, D, kBlock, to, D);
+        } else if (as_they_lie) {
+          add_weighted<kType>(group, weights, kv.value_tile(u.g + g, k), D, kBlock, to, D);
+        } else {
+          const float* v = kv.values(u.g + g, k, values, stride);
+          add_weighted<DType::kF32>(group, weights, v, stride, kBlock, to, D);
+        }
+      }
     for (int n = 0; n < u.nodes; ++n) add_values(n, c0, std::max(low[n], shared1), std::min(high[n], c1));
   }
 
-  // Scores of the tree's own nodes: by tiles of slots that hold an ancestor of some row, put where their
-  // position is.
+  // Scores of all rows of KV head g with the keys of slots [slot0, slot0 + 16 kC).
+  template <int kC>
+  void score(int g, int slot0, float* to, int64_t stride) {
+    const float* from = q + g * group * D;
+    if (as_they_lie) {
+      const T* b[kC];
+      for (int j = 0; j < kC; ++j) b[j] = kv.key_tile(u.g + g, slot0 + j * kBlock);
+      multiply<kType, kC>(group, from, D, b, kBlock, D, kStep, to, stride, false);
+    } else {
+      const float* b[kC];
+      for (int j = 0; j < kC; ++j) b[j] = kv.keys(u.g + g, slot0 + j * kBlock, keys + j * D * kBlock);
+      multiply<DType::kF32, kC>(group, from, D, b, kBlock, D, kStep, to, stride, false);
+    }
+    if constexpr (kScaled)
+      for (int j = 0; j < kC; ++j) {
+        const F32 scale = kv.scales(p.k_scale, u.g + g, slot0 + j * kBlock, slot0 + (j + 1) * kBlock);
+        for (int r = 0; r < group; ++r) {
+          float* s = to + r * stride + j * kBlock;
+          store(s, load(s) * scale);
+        }
+      }
+  }
+
+  // Weights of positions [k, end) times the scales of their values, those behind them times 0.
+  void scale_weights(int g, int k, int end, float* weights) {
+    const F32 scale = kv.scales(p.v_scale, u.g + g, k, end);
+    for (int r = 0; r < group; ++r, weights += kScoreStride) store(weights, load(weights) * scale);
+  }
+
+  // Scores of the tree's own nodes: by tiles of slots that hold an ancestor of some row, then put where their
+  // positions are.
   void score_paths(int c0) {
-    const int base = L / kBlock, tiles = (L + request.nodes - 1) / kBlock - base + 1;
+    const int base = floor16(L), tiles = (L + request.nodes - 1 - base) / kBlock + 1;
     std::fill(used, used + tiles, uint8_t(0));
     for (int n = 0; n < u.nodes; ++n) {
       int node = u.node0 + n;
       for (int at = high[n] - 1; at >= std::max({L, low[n], c0}); --at) {
         if (at < c0 + kChunk) {
           path[n * kChunk + at - c0] = L + node;
-          used[(L + node) / kBlock - base] = 1;
+          used[(L + node - base) / kBlock] = 1;
         }
         node = p.plan->parents[request.t0 + node];
       }
     }
-    for (int i = 0; i < tiles; ++i) {
-      if (!used[i]) continue;
-      const int slot0 = (base + i) * kBlock;
-      const float* b = kv.keys(slot0, keys);
-      multiply<1>(rows, q, D, &b, kBlock, D, kStep, tail, kBlock, false);
-      for (int n = 0; n < u.nodes; ++n)
-        for (int at = std::max({L, low[n], c0}); at < std::min(high[n], c0 + kChunk); ++at)
-          if (const int lane = path[n * kChunk + at - c0] - slot0; lane >= 0 && lane < kBlock)
-            for (int r = n * R; r < (n + 1) * R; ++r)
-              scores[r * kScoreStride + at - c0] = tail[r * kBlock + lane];
+    const int stride = tiles * kBlock;
+    for (int i = 0; i < tiles; ++i)
+      for (int g = 0; used[i] && g < u.heads; ++g)
+        score<1>(g, base + i * kBlock, tail + g * group * stride + i * kBlock, stride);
+    for (int r = 0; r < rows; ++r) {
+      const int n = r % group / R;
+      for (int at = std::max({L, low[n], c0}); at < std::min(high[n], c0 + kChunk); ++at)
+        scores[r * kScoreStride + at - c0] = tail[r * stride + path[n * kChunk + at - c0] - base];
     }
   }
 
-  // Scores of row r at [from, to) of the chunk become p, all others of their vectors 0; sets m[r] and l[r].
-  void softmax(int r, int from, int to) {
+  // Whether the values of a chain's positions [from, to) that exist are all finite: a weight of 0 then
+  // changes nothing.
+  bool finite(int from, int to) {
+    I32 largest = iset1(0);
+    const auto see = [&](F32 x) { largest = max(largest, bits(x) & iset1(0x7fffffff)); };
+    for (int k = from; k < std::min(to, high_max); k += kBlock)
+      for (int g = 0; g < u.heads; ++g) {
+        if (kScaled) {
+          see(kv.scales(p.v_scale, u.g + g, k, high_max));
+        } else {
+          stage_end(g, k);
+          for (int i = 0; i < kBlock * D; i += kLanes) see(load(values + i));
+        }
+      }
+    return reduce_max(largest) < 0x7f800000;
+  }
+
+  // The values of positions [k, k + kBlock) of a chain, 0 where no row sees one.
+  void stage_end(int g, int k) {
+    for (int i = 0; i < kBlock; ++i)
+      if (k + i < high_max) {
+        kv.value(u.g + g, k + i, values + i * D);
+      } else {
+        std::memset(values + i * D, 0, size_t(D) * sizeof(float));
+      }
+  }
+
+  // Scores of row r at [from, to) of the chunk become p, all others of their vectors and of [shared0,
+  // shared1) 0; sets m[r] and l[r].
+  void softmax(int r, int from, int to, int shared0, int shared1) {
     m[r] = l[r] = 0.0f;
-    if (from >= to) return;
     float* s = scores + r * kScoreStride;
+    if (from >= to) {
+      std::fill(s + shared0, s + shared1, 0.0f);
+      return;
+    }
     const int begin = floor16(from), end = ceil16(to);
+    if (end < shared1) std::fill(s + end, s + shared1, 0.0f);
     const float hidden = -std::numeric_limits<float>::infinity();
     if (p.softcap > 0) {
       const F32 in = set1(p.scale / p.softcap), cap = set1(p.softcap);
@@ -181,13 +277,20 @@ class Tile {
     for (int i = begin; i < end; i += kLanes) largest = max(largest, load(s + i));
     m[r] = reduce_max(largest);
     const F32 c = set1(softmax_scale), minus = set1(-m[r] * softmax_scale);
-    F32 sum[2] = {zero(), zero()};
-    for (int i = begin; i < end; i += kLanes) {
+    const auto weigh = [&](int i) {
       const F32 x = exp2(fma(load(s + i), c, minus));
       store(s + i, x);
-      sum[i / kLanes % 2] = sum[i / kLanes % 2] + x;
+      return x;
+    };
+    F32 even = zero(), odd = zero();
+    int i = begin;
+    if (i / kLanes % 2) odd = weigh(i), i += kLanes;
+    for (; i + kLanes < end; i += 2 * kLanes) {
+      even = even + weigh(i);
+      odd = odd + weigh(i + kLanes);
     }
-    l[r] = reduce_add(sum[0] + sum[1]);
+    if (i < end) even = even + weigh(i);
+    l[r] = reduce_add(even + odd);
   }
 
   // o of node n's rows += p times the values at positions [from, to) along its own path.
@@ -197,24 +300,18 @@ class Tile {
       const int pairs_end = (end + 1) & ~1;
       if (even < begin) std::memset(values + even * D, 0, D * sizeof(float));  // its p is 0
       if (end < pairs_end) std::memset(values + end * D, 0, D * sizeof(float));
-      for (int i = begin; i < end; ++i) {
-        const int at = k + i;
-        kv.value(request.chain || at < L ? at : path[n * kChunk + at - c0], values + i * D);
+      for (int g = 0; g < u.heads; ++g) {
+        const int first = g * group + n * R;
+        float* weights = scores + first * kScoreStride + (k - c0);
+        for (int i = begin; i < end; ++i) {
+          const int at = k + i, slot = request.chain || at < L ? at : path[n * kChunk + at - c0];
+          kv.value(u.g + g, slot, values + i * D);
+          if constexpr (kScaled)
+            for (int h = 0; h < R; ++h) weights[h * kScoreStride + i] *= kv.scale(p.v_scale, u.g + g, slot);
+        }
+        add_weighted<DType::kF32>(R, weights + even, values + even * D, D, pairs_end - even, o + first * D,
+                                  D);
       }
-      multiply_values(R, scores + n * R * kScoreStride + (k - c0) + even, values + even * D, D,
-                      pairs_end - even, o + n * R * D);
-    }
-  }
-
-  void multiply_values(int count, const float* weights, const float* v, int64_t stride, int n, float* to) {
-    int d = 0;
-    for (; kCols == 2 && d + 2 * kLanes <= D; d += 2 * kLanes) {
-      const float* b[2] = {v + d, v + d + kLanes};
-      multiply<kCols>(count, weights, kScoreStride, b, stride, n, kBlock, to + d, D, true);
-    }
-    for (; d < D; d += kLanes) {
-      const float* b = v + d;
-      multiply<1>(count, weights, kScoreStride, &b, stride, n, kBlock, to + d, D, true);
     }
   }
 
@@ -242,7 +339,7 @@ class Tile {
 
   void finish() {
     for (int r = 0; r < rows; ++r) {
-      const int64_t row = (request.t0 + u.node0 + r / R) * p.H + u.g * R + r % R;
+      const int64_t row = node_of(r) * p.H + head_of(r);
       const F32 inverse = set1(1.0f / acc_l[r]);
       for (int d = 0; d < D; d += kLanes)
         store_as(p.out, row * D + d, load(acc + r * D + d) * inverse, p.q_dtype);
@@ -255,9 +352,10 @@ class Tile {
   const TreeAttentionParams& p;
   const Plan::Unit& u;
   const Plan::Request& request;
-  const int D, R, rows, L;
+  const int D, R, group, rows, L;  // group: rows of one KV head
   KvReader<kType> kv;
-  int low_min, low_max, high_min, high_max;
+  const bool as_they_lie;                           // operands are multiplied as they lie in the cache
+  int low_min, low_max, high_min, high_max, ahead;  // ahead: slots between what is asked for and what is used
   float softmax_scale;  // of the exponent: log2(e), times scale unless the scores were capped
   float *q, *scores, *keys, *values, *o, *m, *l, *acc, *acc_m, *acc_l, *tail;
   int32_t *low, *high,
@@ -289,6 +387,10 @@ void tree_attention(const TreeAttentionParams& p) {
       return run_all<DType::kBF16>(p);
     case DType::kF16:
       return run_all<DType::kF16>(p);
+    case DType::kI8:
+      return run_all<DType::kI8>(p);
+    case DType::kF8:
+      break;  // refused by the binding
   }
 }
 

@@ -8,25 +8,6 @@
 
 namespace pyspec::PYSPEC_ISA {
 
-template <DType kType>
-struct Element {
-  using T = uint16_t;
-};
-template <>
-struct Element<DType::kF32> {
-  using T = float;
-};
-template <DType kType>
-inline F32 widen(const typename Element<kType>::T* p) {
-  if constexpr (kType == DType::kF32) return load(p);
-  if constexpr (kType == DType::kBF16) return load_bf16(p);
-  if constexpr (kType == DType::kF16) return load_f16(p);
-}
-template <DType kType>
-inline void widen_pairs(const uint16_t* p, F32& even, F32& odd) {
-  kType == DType::kBF16 ? load_bf16_pairs(p, even, odd) : load_f16_pairs(p, even, odd);
-}
-
 inline void transpose(I32 (&rows)[16]) {
 #if defined(PYSPEC_ISA_AVX512)
   __m512i t[16];
@@ -60,19 +41,19 @@ inline void transpose(I32 (&rows)[16]) {
 #endif
 }
 
-// One request's keys and values of one KV head.
+// One request's keys and values; g is a KV head.
 template <DType kType>
 class KvReader {
   using T = typename Element<kType>::T;
 
  public:
-  KvReader(const TreeAttentionParams& p, int request, int g)
+  KvReader(const TreeAttentionParams& p, int request)
       : k_(p.k),
         v_(p.v),
         table_(p.page_table + request * p.W),
         D(int(p.D)),
         S(int(p.S)),
-        g_(g),
+        G(int(p.G)),
         shift_((S & (S - 1)) ? -1 : __builtin_ctz(unsigned(S))),
         tiled_(p.kv_layout == KvLayout::kTiled) {}
 
@@ -84,23 +65,23 @@ class KvReader {
 
   // Keys of slots [slot0, slot0 + 16) as f32 [D][16], in `to` or in the cache. Lanes of other slots hold
   // anything.
-  const float* keys(int slot0, float* to) const {
+  const float* keys(int g, int slot0, float* to) const {
+    const int count = D;
     if constexpr (kType == DType::kF32) {
-      if (tiled_) return tile(k_, slot0);
+      if (tiled_) return tile(k_, g, slot0);
     } else if (tiled_) {
-      const T* from = tile(k_, slot0);
-      const int count = D;
-      for (int d = 0; d < count; d += 2) widen_pair_to(from + d * kBlock, to + d * kBlock);
+      const T* from = tile(k_, g, slot0);
+      for (int d = 0; d < count; d += 2) widen_rows_to(from + d * kBlock, kBlock, to + d * kBlock);
       return to;
     }
     static const T kNone[256] = {};
     const T* from[kBlock];
     for (int i = 0; i < kBlock; ++i)
-      from[i] = slot0 + i < first_ || slot0 + i >= end_ ? kNone : row(k_, slot0 + i);
+      from[i] = slot0 + i < first_ || slot0 + i >= end_ ? kNone : row(k_, g, slot0 + i);
     I32 lanes[16];
-    if constexpr (kType == DType::kF32) {
-      for (int d = 0; d < D; d += 16) {
-        for (int i = 0; i < 16; ++i) lanes[i] = bits(load(from[i] + d));
+    if constexpr (sizeof(T) != 2) {
+      for (int d = 0; d < count; d += 16) {
+        for (int i = 0; i < 16; ++i) lanes[i] = bits(widen<kType>(from[i] + d));
         transpose(lanes);
         for (int i = 0; i < 16; ++i) store(to + (d + i) * kBlock, from_bits(lanes[i]));
       }
@@ -115,7 +96,7 @@ class KvReader {
         transpose(lanes);
         for (int i = 0; i < count / 2; ++i) {
           istore(reinterpret_cast<int32_t*>(pairs[i]), lanes[i]);
-          widen_pair_to(pairs[i], to + (d + 2 * i) * kBlock);
+          widen_rows_to(pairs[i], 0, to + (d + 2 * i) * kBlock);
         }
       }
     }
@@ -123,76 +104,107 @@ class KvReader {
   }
 
   // Values of slots [slot0, slot0 + 16), all written, as f32 rows `stride` apart, in `to` or in the cache.
-  const float* values(int slot0, float* to, int64_t& stride) const {
+  const float* values(int g, int slot0, float* to, int64_t& stride) const {
     stride = D;
     if constexpr (kType == DType::kF32) {
-      if (tiled_) return tile(v_, slot0);
+      if (tiled_) return tile(v_, g, slot0);
       if (slot0 % S + kBlock <= S) {
         stride = v_.stride_s;
-        return row(v_, slot0);
+        return row(v_, g, slot0);
       }
-    } else if (tiled_) {
-      const T* from = tile(v_, slot0);
+    } else if (sizeof(T) == 2 && tiled_) {
+      const T* from = tile(v_, g, slot0);
       const int count = D;
       for (int i = 0; i < kBlock * count; i += 2 * count)
         for (int d = 0; d < count; d += kLanes) {
           F32 even, odd;
-          widen_pairs<kType>(from + i + 2 * d, even, odd);
+          widen_rows<kType>(from + i + 2 * d, 0, even, odd);
           store(to + i + d, even);
           store(to + i + count + d, odd);
         }
       return to;
     }
-    for (int i = 0; i < kBlock; ++i) value(slot0 + i, to + i * D);
+    for (int i = 0; i < kBlock; ++i) value(g, slot0 + i, to + i * D);
     return to;
   }
 
   // Value of one slot as f32 [D].
-  void value(int slot, float* to) const {
+  void value(int g, int slot, float* to) const {
     const int count = D;
-    if constexpr (kType != DType::kF32) {
-      if (tiled_) {
-        const T* from = tile(v_, slot & ~1);
-        const bool is_odd = slot & 1;
-        for (int d = 0; d < count; d += kLanes) {
-          F32 even, odd;
-          widen_pairs<kType>(from + 2 * d, even, odd);
-          store(to + d, is_odd ? odd : even);
-        }
-        return;
+    if (sizeof(T) == 2 && tiled_) {
+      const T* from = tile(v_, g, slot & ~1);
+      const bool is_odd = slot & 1;
+      for (int d = 0; d < count; d += kLanes) {
+        F32 even, odd;
+        widen_rows<kType>(from + 2 * d, 0, even, odd);
+        store(to + d, is_odd ? odd : even);
       }
+      return;
     }
-    const T* from = tiled_ ? tile(v_, slot) : row(v_, slot);
+    const T* from = tiled_ ? tile(v_, g, slot) : row(v_, g, slot);
     for (int d = 0; d < count; d += kLanes) store(to + d, widen<kType>(from + d));
   }
 
+  // Scale of one slot of `scales` [P, S, G]; those of slots [slot0, end), at most 16, and 0 for slots that
+  // may not be touched.
+  float scale(const float* scales, int g, int slot) const {
+    int offset;
+    const int64_t page = page_of(slot, offset);
+    return scales[(page * S + offset) * G + g];
+  }
+  F32 scales(const float* scales, int g, int slot0, int end) const {
+    alignas(64) float lanes[kBlock] = {};
+    for (int i = std::max(slot0, first_); i < std::min({slot0 + kBlock, end, end_}); ++i)
+      lanes[i - slot0] = scale(scales, g, i);
+    return load(lanes);
+  }
+
+  // The tiles of 16 keys or values from slot0 (a multiple of 16) on, as they lie in the tiled layout.
+  const T* key_tile(int g, int slot0) const { return tile(k_, g, slot0); }
+  const T* value_tile(int g, int slot0) const { return tile(v_, g, slot0); }
+
+  // Asks for the keys or values of slots [slot0, slot0 + 16), those of them that may be touched. Always
+  // inline: a call that only prefetches counts as one without an effect, and would be left out.
+  [[gnu::always_inline]] void fetch_keys(int g, int slot0) const { fetch(k_, g, slot0); }
+  [[gnu::always_inline]] void fetch_values(int g, int slot0) const { fetch(v_, g, slot0); }
+
  private:
-  const T* page(const KvPages& pages, int slot, int& offset) const {
+  [[gnu::always_inline]] void fetch(const KvPages& pages, int g, int slot0) const {
+    if (slot0 < first_ || slot0 >= end_) return;
+    const int rows = tiled_ ? 1 : std::min(kBlock, end_ - slot0);
+    const int bytes = D * int(sizeof(T)) * (tiled_ ? kBlock : 1);
+    for (int i = 0; i < rows; ++i) {
+      const void* from = tiled_ ? tile(pages, g, slot0) : row(pages, g, slot0 + i);
+      for (int at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(from) + at);
+    }
+  }
+  int64_t page_of(int slot, int& offset) const {
     const int index = shift_ >= 0 ? slot >> shift_ : slot / S;  // a division costs as much as a row of values
     offset = slot - index * S;
-    return static_cast<const T*>(pages.data) + table_[index] * pages.stride_p;
+    return table_[index];
   }
-  const T* row(const KvPages& pages, int slot) const {
+  const T* row(const KvPages& pages, int g, int slot) const {
     int offset;
-    const T* data = page(pages, slot, offset);
-    return data + offset * pages.stride_s + g_ * pages.stride_g;
+    const int64_t page = page_of(slot, offset);
+    return static_cast<const T*>(pages.data) + page * pages.stride_p + offset * pages.stride_s +
+           g * pages.stride_g;
   }
   // Slot (a multiple of 16 for keys, of 2 for 16-bit values) in the tiled layout.
-  const T* tile(const KvPages& pages, int slot) const {
+  const T* tile(const KvPages& pages, int g, int slot) const {
     int offset;
-    const T* data = page(pages, slot, offset);
-    return data + (int64_t(g_) * S + offset) * D;
+    const int64_t page = page_of(slot, offset);
+    return static_cast<const T*>(pages.data) + page * pages.stride_p + (int64_t(g) * S + offset) * D;
   }
-  static void widen_pair_to(const uint16_t* from, float* to) {
+  static void widen_rows_to(const T* from, int64_t stride, float* to) {
     F32 even, odd;
-    widen_pairs<kType>(from, even, odd);
+    widen_rows<kType>(from, stride, even, odd);
     store(to, even);
     store(to + kLanes, odd);
   }
 
   const KvPages k_, v_;
   const int32_t* const table_;
-  const int D, S, g_, shift_;
+  const int D, S, G, shift_;
   const bool tiled_;
   int first_ = 0, end_ = 0;
 };

@@ -32,9 +32,10 @@ class TreeAttentionPlan {
     int32_t t0, nodes, kv_len;
     bool chain;  // parents[i] == i - 1: slot and position are the same
   };
-  // Nodes [node0, node0 + nodes) of one request with all query heads of KV head g, over 256-position chunks.
+  // Nodes [node0, node0 + nodes) of one request with all query heads of KV heads [g, g + heads), over chunks
+  // of 256 positions.
   struct Unit {
-    int32_t request, g, node0, nodes;
+    int32_t request, g, heads, node0, nodes;
     int32_t chunk0, chunks;
     int32_t parts;     // items that share this unit; 1: merged in line, nothing stored
     int64_t partials;  // offset in floats of this unit's stored chunks in the workspace (parts > 1)
@@ -80,10 +81,12 @@ struct TreeAttentionParams {
   int64_t q_stride_t;
   DType q_dtype, kv_dtype;
   KvLayout kv_layout;
-  float scale, softcap;  // softcap 0: none
+  float scale, softcap;            // softcap 0: none
+  const float* k_scale = nullptr;  // [P, S, G] contiguous: given exactly when kv_dtype is of 8 bits
+  const float* v_scale = nullptr;
 };
 
-// D must be a multiple of 16 up to 256.
+// D must be a multiple of 16 up to 256, kv_dtype not kF8.
 void tree_attention_cpu(const TreeAttentionParams& p);
 
 }  // namespace pyspec
