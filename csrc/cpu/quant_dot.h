@@ -3,6 +3,10 @@
 // by each instruction set's own means. Included inside pyspec::PYSPEC_ISA.
 #pragma once
 
+#if defined(__aarch64__)
+#include "cpu/neon_dot.h"
+#endif
+
 namespace pyspec::PYSPEC_ISA {
 
 // kShift: the offset of the values is 2^kShift, none if -1, and then values are below 16. kNibbles: 4 lines
@@ -84,115 +88,33 @@ inline void group_dots(const uint8_t* values, const int8_t* x, const int32_t* ne
 
 #elif defined(__aarch64__)
 
-// 4 channels of line r, signed: SDOT and SMMLA have no unsigned operand.
-template <int kShift, bool kNibbles>
-inline int8x16_t signed_values(const uint8_t* values, int r, int quarter) {
-  uint8x16_t line = vld1q_u8(values + (kNibbles ? r % 4 : r) * 64 + quarter * 16);
-  if (kNibbles) line = r < 4 ? vandq_u8(line, vdupq_n_u8(15)) : vshrq_n_u8(line, 4);
-  if (kShift == 7) line = veorq_u8(line, vdupq_n_u8(0x80));  // the offset is taken off here
-  return vreinterpretq_s8_u8(line);
-}
-
-template <int kShift>
-inline I32 first_dot(int32_t negative_sum) {
-  return iset1(kShift < 0 || kShift == 7 ? 0 : negative_sum * (1 << (kShift < 0 ? 0 : kShift)));
-}
-
-#if defined(PYSPEC_ISA_NEON_DOTPROD) || defined(PYSPEC_ISA_NEON_I8MM)
-
-constexpr int kMaxRows = 4;  // 16 accumulators, 4 lines, 4 rows
+constexpr int kMaxRows = 4;  // 16 accumulators, 8 registers of weights, 4 of rows
 
 template <int kShift, bool kNibbles, int kLines, int kRows>
-inline void sdot_rows(const uint8_t* values, const int8_t* x, const int32_t* negative_sums, I32* dot) {
-  for (int m = 0; m < kRows; ++m) dot[m] = first_dot<kShift>(negative_sums[m]);
-#pragma GCC unroll 8
-  for (int r = 0; r < kLines; ++r) {
-    int8x16_t xs[kRows];
-    for (int m = 0; m < kRows; ++m)
-      xs[m] = vreinterpretq_s8_s32(vld1q_dup_s32(reinterpret_cast<const int32_t*>(x + m * 32 + r * 4)));
-#pragma GCC unroll 4
-    for (int quarter = 0; quarter < 4; ++quarter) {
-      const int8x16_t w = signed_values<kShift, kNibbles>(values, r, quarter);
-      for (int m = 0; m < kRows; ++m) dot[m].v[quarter] = vdotq_s32(dot[m].v[quarter], w, xs[m]);
+inline void group_dots(const uint8_t* values, const int8_t* x, const int32_t* negative_sums,
+                       I32 (&dot)[kRows]) {
+  const auto signed_line = [&](int r, Int8Line& line) {
+    for (int i = 0; i < 4; ++i) {
+      uint8x16_t w = vld1q_u8(values + (kNibbles ? r % 4 : r) * 64 + i * 16);
+      if (kNibbles) w = r < 4 ? vandq_u8(w, vdupq_n_u8(15)) : vshrq_n_u8(w, 4);
+      if (kShift == 7) w = veorq_u8(w, vdupq_n_u8(0x80));  // the offset is taken off here
+      line[i] = vreinterpretq_s8_u8(w);
     }
-  }
-}
-
-#if defined(PYSPEC_ISA_NEON_I8MM)
-
-// Two rows: SMMLA multiplies 2 channels x 8 k with 2 rows x 8 k.
-template <int kShift, bool kNibbles, int kLines>
-inline void smmla_rows(const uint8_t* values, const int8_t* x, const int32_t* negative_sums, I32* dot) {
-  int32x4_t pairs[4][2] = {};  // (channel, row) = (0, 0), (1, 0), (0, 1), (1, 1)
+  };
+  NeonDots<kRows> sums;
 #pragma GCC unroll 4
   for (int r = 0; r < kLines; r += 2) {
-    const int8x16_t xs = vcombine_s8(vld1_s8(x + r * 4), vld1_s8(x + 32 + r * 4));
-#pragma GCC unroll 4
-    for (int quarter = 0; quarter < 4; ++quarter) {
-      const int32x4_t first = vreinterpretq_s32_s8(signed_values<kShift, kNibbles>(values, r, quarter));
-      const int32x4_t second = vreinterpretq_s32_s8(signed_values<kShift, kNibbles>(values, r + 1, quarter));
-      const int8x16_t w[2] = {vreinterpretq_s8_s32(vzip1q_s32(first, second)),
-                              vreinterpretq_s8_s32(vzip2q_s32(first, second))};
-      for (int i = 0; i < 2; ++i) pairs[quarter][i] = vmmlaq_s32(pairs[quarter][i], xs, w[i]);
-    }
+    Int8Line first, second;
+    signed_line(r, first);
+    signed_line(r + 1, second);
+    sums.add(first, second, x + r * 4, 32);
   }
-  const I32 start[2] = {first_dot<kShift>(negative_sums[0]), first_dot<kShift>(negative_sums[1])};
-  for (int quarter = 0; quarter < 4; ++quarter) {
-    const int64x2_t a = vreinterpretq_s64_s32(pairs[quarter][0]),
-                    b = vreinterpretq_s64_s32(pairs[quarter][1]);
-    dot[0].v[quarter] = vaddq_s32(start[0].v[quarter], vreinterpretq_s32_s64(vzip1q_s64(a, b)));
-    dot[1].v[quarter] = vaddq_s32(start[1].v[quarter], vreinterpretq_s32_s64(vzip2q_s64(a, b)));
-  }
+  for (int m = 0; m < kRows; ++m)
+    dot[m] = kShift < 0 || kShift == 7
+                 ? sums.row(m)
+                 : sums.row(m) + shift_left<(kShift < 0 ? 0 : kShift)>(iset1(negative_sums[m]));
 }
 
-template <int kShift, bool kNibbles, int kLines, int kRows>
-inline void group_dots(const uint8_t* values, const int8_t* x, const int32_t* negative_sums,
-                       I32 (&dot)[kRows]) {
-#pragma GCC unroll 2
-  for (int m = 0; m + 1 < kRows; m += 2)
-    smmla_rows<kShift, kNibbles, kLines>(values, x + m * 32, negative_sums + m, dot + m);
-  if (kRows % 2)
-    sdot_rows<kShift, kNibbles, kLines, 1>(values, x + (kRows - 1) * 32, negative_sums + kRows - 1,
-                                           dot + kRows - 1);
-}
-
-#else
-
-template <int kShift, bool kNibbles, int kLines, int kRows>
-inline void group_dots(const uint8_t* values, const int8_t* x, const int32_t* negative_sums,
-                       I32 (&dot)[kRows]) {
-  sdot_rows<kShift, kNibbles, kLines, kRows>(values, x, negative_sums, dot);
-}
-
-#endif
-#else
-
-constexpr int kMaxRows = 2;
-
-// Products of 8 bits fit i16; pairs of them are added to i32 sums, two of them a channel.
-template <int kShift, bool kNibbles, int kLines, int kRows>
-inline void group_dots(const uint8_t* values, const int8_t* x, const int32_t* negative_sums,
-                       I32 (&dot)[kRows]) {
-  for (int m = 0; m < kRows; ++m) dot[m] = first_dot<kShift>(negative_sums[m]);
-#pragma GCC unroll 4
-  for (int quarter = 0; quarter < 4; ++quarter) {
-    int32x4_t low[kRows] = {}, high[kRows] = {};
-#pragma GCC unroll 8
-    for (int r = 0; r < kLines; ++r) {
-      const int8x16_t w = signed_values<kShift, kNibbles>(values, r, quarter);
-      for (int m = 0; m < kRows; ++m) {
-        const int8x16_t xs =
-            vreinterpretq_s8_s32(vld1q_dup_s32(reinterpret_cast<const int32_t*>(x + m * 32 + r * 4)));
-        low[m] = vpadalq_s16(low[m], vmull_s8(vget_low_s8(w), vget_low_s8(xs)));
-        high[m] = vpadalq_s16(high[m], vmull_high_s8(w, xs));
-      }
-    }
-    for (int m = 0; m < kRows; ++m)
-      dot[m].v[quarter] = vaddq_s32(dot[m].v[quarter], vpaddq_s32(low[m], high[m]));
-  }
-}
-
-#endif
 #else
 
 constexpr int kMaxRows = 1;
