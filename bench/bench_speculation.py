@@ -9,7 +9,7 @@ last request on, in seconds of the clock and of the processor (which others on t
 
     ratio, cpu_ratio            tokens a second over plain's: of each prompt the median over rounds, of these the median,
     mean_ratio, least_ratio, ...    the mean and the least; the case mean_of_sets has the means of the three sets
-    tokens_a_step
+    tokens_a_step, nodes_a_step     the root among them; of one request
     share_draft, share_verify   drafting, building and choosing; sampling, walking, committing, telling drafts (percent of the time);
     share_around, overhead      between the phases; all but the model. Those of plain stand beside them
     accepted_depth_D            how often the walk goes on to depth D ("always")
@@ -237,6 +237,7 @@ def report(backend: str, case: str, sums: Sums, costs: dict[int, float], mode: s
         for metric, value in speeds(sums.ratios).items():
             yield ratio_row(backend, case, metric, value)
         yield row("tokens_a_step", sums.tokens / sums.steps, "tokens/step")
+        yield row("nodes_a_step", 1 + sums.verified / sums.steps, "nodes/step")
     percent = {phase: 100 * seconds / sums.wall for phase, seconds in sums.phases.items()}
     for phase in ("draft", "verify"):
         yield row(f"share_{phase}", percent[phase], "%")
@@ -261,6 +262,7 @@ def print_rows(rows: list[Row]) -> None:
         "least_ratio",
         "least_cpu_ratio",
         "tokens_a_step",
+        "nodes_a_step",
         "overhead",
     )
     print(f"{'':46}{''.join(f'{name:>16}' for name in (*names, 'ceiling'))}")

@@ -29,6 +29,7 @@ class Answer:
     cpu: float
     phases: dict[str, float]
     depths: list[Cell]
+    verified: int  # nodes below the roots
 
 
 @dataclass
@@ -41,11 +42,13 @@ class Sums:
     wall: float = 0.0
     phases: dict[str, float] = field(default_factory=dict)
     depths: list[Cell] = field(default_factory=list)
+    verified: int = 0
 
     def add(self, answer: Answer) -> None:
         self.tokens += answer.tokens
         self.steps += answer.steps
         self.wall += answer.wall
+        self.verified += answer.verified
         for phase, seconds in answer.phases.items():
             self.phases[phase] = self.phases.get(phase, 0.0) + seconds
         pairs = zip_longest(self.depths, answer.depths, fillvalue=(0, 0))
@@ -73,7 +76,8 @@ def answer(llm: LLM, texts: list[list[int]], params: list[SamplingParams]) -> An
     phases = {phase: seconds - before["seconds"][phase] for phase, seconds in after["seconds"].items()}
     emitted, steps = (after[name] - before[name] for name in ("emitted", "steps"))
     new = [(a[0] - b[0], a[1] - b[1]) for a, b in zip_longest(acceptance(llm), cells, fillvalue=(0, 0))]
-    return Answer(tokens, emitted, steps, wall, cpu, phases, new)
+    old, now = (sum(draft["verified"] for draft in counts["drafts"].values()) for counts in (before, after))
+    return Answer(tokens, emitted, steps, wall, cpu, phases, new, now - old)
 
 
 def acceptance(llm: LLM) -> list[Cell]:

@@ -65,7 +65,15 @@ def test_speculation_gives_every_figure(options: Options, capsys: pytest.Capture
         assert found[f"{case}/plain/off"]["tokens_per_s"] > 0
         for draft in bench_speculation.DRAFTS:
             row = found[f"{case}/{draft}/auto"]
-            kinds = ("ratio", "cpu_ratio", "mean_ratio", "least_ratio", "least_cpu_ratio", "tokens_a_step")
+            kinds = (
+                "ratio",
+                "cpu_ratio",
+                "mean_ratio",
+                "least_ratio",
+                "least_cpu_ratio",
+                "tokens_a_step",
+                "nodes_a_step",
+            )
             assert all(row[kind] > 0 for kind in kinds)
             parts = row["share_draft"] + row["share_verify"] + row["share_around"]
             assert row["overhead"] == pytest.approx(parts, rel=1e-3)
@@ -123,12 +131,13 @@ def test_an_answer_is_timed_behind_its_first_token(model: Path) -> None:
     alone = answer(llm, texts[:1], params[:1])
     assert (alone.tokens, alone.outputs) == (19, want[:1])
     accepted = sum(cell[1] for cell in alone.depths)
+    assert accepted <= alone.verified
     assert alone.steps <= alone.tokens <= alone.steps + accepted
 
 
 def turn(**changes: Any) -> Answer:
     phases = {"draft": 0.1, "model": 0.8, "verify": 0.1}
-    return replace(Answer([[1]], 10, 5, 1.0, 1.5, phases, [(5, 3), (3, 2)]), **changes)
+    return replace(Answer([[1]], 10, 5, 1.0, 1.5, phases, [(5, 3), (3, 2)], 7), **changes)
 
 
 def test_ratios_are_of_tokens_a_second() -> None:
@@ -140,6 +149,7 @@ def test_the_ceiling_counts_steps_of_accepted_nodes_alone() -> None:
     sums.add(turn())
     sums.add(turn(depths=[(5, 1)]))
     assert sums.depths == [(10, 4), (3, 2)]
+    assert sums.verified == 14
     assert sums.phases["model"] == pytest.approx(1.6)
     costs = {
         1: 1.0,
