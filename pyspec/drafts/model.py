@@ -20,14 +20,15 @@ from torch import Tensor
 from pyspec.calls import send, take_rows
 from pyspec.errors import UnsupportedError
 from pyspec.trees.grown_hybrid import GrownHybridPolicy
-from pyspec.trees.policy import PRUNABLE, BestFirstPolicy, Growth, Level, StaticPolicy, TreePolicy
+from pyspec.trees.policy import PRUNABLE, BestFirstPolicy, Level, StaticPolicy, TreePolicy
 from pyspec.trees.shapes import shape_depths
 
-from .base import DraftState, DrawnRows, Failure, Law, Proposal
+from .base import DraftState, Failure, Law, Proposal
+from .growing import GrowingTree
 from .model_state import ModelState
 
 if TYPE_CHECKING:
-    from pyspec.engine.draft_runner import Branches, DraftRunner
+    from pyspec.engine.draft_runner import DraftRunner
 
 
 class ModelDraft:
@@ -67,6 +68,7 @@ class ModelDraft:
         self._calls, self._host_ids = calls, ids
         self._ids = None if ids is None else ids.to(calls.device)
         self._own_bytes = own_bytes
+        self._known: tuple[list[ModelState], tuple[Tensor, Tensor, Tensor]] | None = None
 
     def start(self, law: Law, max_tokens: int) -> ModelState:
         return ModelState(self.runner, law, self._model_vocab_size, bool(self.taps))
@@ -83,7 +85,7 @@ class ModelDraft:
     ) -> list[Proposal | Failure]:
         results: list[Proposal | Failure] = [Proposal.root(root) for root in roots]
         self.levels = 0
-        trees: list[_Tree] = []
+        trees: list[GrowingTree] = []
         for i, (state, root, budget) in enumerate(zip(states, roots, budgets, strict=True)):
             assert isinstance(state, ModelState)
             if root >= self._model_vocab_size:
@@ -93,7 +95,7 @@ class ModelDraft:
             if state.problem:
                 results[i] = Failure(state.problem)
                 continue
-            tree = _Tree(i, len(trees), state, self.policy.start(root, budget, min_gain))
+            tree = GrowingTree(i, len(trees), state, self.policy.start(root, budget, min_gain))
             if tree.level is not None:
                 trees.append(tree)
         if not trees:
@@ -112,7 +114,7 @@ class ModelDraft:
             results[tree.index] = tree.proposal()
         return results
 
-    def _follow(self, trees: Sequence[_Tree], roots: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+    def _follow(self, trees: Sequence[GrowingTree], roots: Sequence[int]) -> tuple[Tensor, Tensor | None]:
         entries = [tree.state.entries(root) for tree, root in zip(trees, roots, strict=True)]
         features = [rows for _, rows in entries if rows is not None]
         result = self.runner.follow(
@@ -123,7 +125,7 @@ class ModelDraft:
         self.levels += 1
         return result
 
-    def _step(self, trees: Sequence[_Tree], output: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _step(self, trees: Sequence[GrowingTree], output: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """One forward of all frontiers. `output`: of the last forward, a row per frontier node of it."""
         tokens, lengths, tables, rows = [], [], [], []
         for tree in trees:
@@ -148,7 +150,7 @@ class ModelDraft:
             return logits[:, : self._vocab_size].contiguous()
         return logits
 
-    def _expand(self, trees: Sequence[_Tree], logits: Tensor) -> None:
+    def _expand(self, trees: Sequence[GrowingTree], logits: Tensor) -> None:
         """Children of every frontier node, from its row of logits."""
         levels = [tree.frontier for tree in trees]
         counts = [len(level.nodes) for level in levels]
@@ -156,18 +158,20 @@ class ModelDraft:
             self._draw(trees, levels, counts, logits)
             return
         per_node = levels[0].per_node
-        owners = np.repeat(np.arange(len(trees)), counts) if per_node else np.arange(len(trees))
-        ends = np.arange(1, len(owners) + 1) if per_node else np.cumsum(counts)
-        laws = [trees[i].state for i in owners.tolist()]
+        ends = np.arange(1, sum(counts) + 1) if per_node else np.cumsum(counts)
+        states = [
+            tree.state
+            for tree, count in zip(trees, counts, strict=True)
+            for _ in range(count if per_node else 1)
+        ]
+        scores_above = [level.scores for level in levels]
         token, parent, score = self._calls.fetch(
             "build_tree",
             logits,
-            torch.from_numpy(np.concatenate([level.scores for level in levels])),
-            _int32([0, *ends]),
-            _int32([state.count + self.levels for state in laws]),
-            torch.tensor([state.law.temperature for state in laws], dtype=torch.float32),
-            torch.tensor([state.law.seed for state in laws], dtype=torch.int64),
-            _int32([state.law.stream for state in laws]),
+            torch.from_numpy(np.concatenate(scores_above) if len(trees) > 1 else scores_above[0]),
+            _int32([0, *ends.tolist()]),
+            _int32([state.count + self.levels for state in states]),
+            *self._laws_of(states),
             self._ids,
             width=max(level.width for level in levels),
             rule=self.policy.drawn.value,
@@ -183,8 +187,22 @@ class ModelDraft:
                 tree.add(tokens[i], parents[i], scores[i])
             first += count
 
+    def _laws_of(self, states: list[ModelState]) -> tuple[Tensor, Tensor, Tensor]:
+        """temperature, seed and stream of these states, kept while the same ones are asked for."""
+        if self._known is None or self._known[0] != states:
+            laws = [state.law for state in states]
+            self._known = (
+                states,
+                (
+                    torch.tensor([law.temperature for law in laws], dtype=torch.float32),
+                    torch.tensor([law.seed for law in laws], dtype=torch.int64),
+                    torch.tensor([law.stream for law in laws], dtype=torch.int32),
+                ),
+            )
+        return self._known[1]
+
     def _draw(
-        self, trees: Sequence[_Tree], levels: Sequence[Level], counts: Sequence[int], logits: Tensor
+        self, trees: Sequence[GrowingTree], levels: Sequence[Level], counts: Sequence[int], logits: Tensor
     ) -> None:
         states = [tree.state for tree, count in zip(trees, counts, strict=True) for _ in range(count)]
         temperature = torch.tensor([state.draw_temperature for state in states], dtype=torch.float32)
@@ -234,53 +252,6 @@ class ModelDraft:
         return whole
 
 
-class _Tree:
-    """One request's tree while it grows."""
-
-    def __init__(self, index: int, row: int, state: ModelState, growth: Growth) -> None:
-        self.index, self.state, self.growth = index, state, growth
-        self.level = growth.level()
-        self.first_row = row  # of its frontier in the last forward
-        self.tokens: list[int] = []  # of the frontier's nodes
-        self.parents: list[int] = []  # their parents' places in the last frontier
-        self.rows: list[Tensor] = []
-        self.row_nodes: list[int] = []
-        self._branches: Branches | None = None
-
-    @property
-    def frontier(self) -> Level:
-        assert self.level is not None
-        return self.level
-
-    def add(self, tokens: NDArray[np.int32], parents: NDArray, scores: NDArray[np.float32]) -> None:
-        self.growth.add(tokens, parents, scores)
-
-    def next_level(self) -> bool:
-        """Move to the next frontier; False if the tree is done."""
-        place = {node: i for i, node in enumerate(self.frontier.nodes.tolist())}
-        self.level = self.growth.level()
-        if self.level is None:
-            return False
-        nodes = self.level.nodes.tolist()
-        self.tokens = [self.growth.tokens[node] for node in nodes]
-        self.parents = [place[self.growth.parents[node]] for node in nodes]
-        return True
-
-    def advance(self, runner: DraftRunner) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        if self._branches is None:
-            self._branches = runner.branches(self.state.text)
-        return self._branches.advance(self.parents)
-
-    def proposal(self) -> Proposal:
-        tree, probability = self.growth.finish()
-        drawn = None
-        if self.rows:
-            row_of = np.full(len(tree), -1, dtype=np.int32)
-            row_of[self.row_nodes] = np.arange(len(self.row_nodes))
-            drawn = DrawnRows(torch.cat(self.rows), row_of, self.state.draw_temperature)
-        return Proposal(tree, probability.astype(np.float32), drawn)
-
-
 def extent(policy: TreePolicy) -> tuple[int, int]:
     """(levels, frontier nodes of one level) of a policy's largest tree."""
     if isinstance(policy, BestFirstPolicy):
@@ -293,4 +264,4 @@ def extent(policy: TreePolicy) -> tuple[int, int]:
 
 
 def _int32(values: Sequence[int] | NDArray) -> Tensor:
-    return torch.tensor(np.asarray(values, dtype=np.int32))
+    return torch.from_numpy(np.array(values, dtype=np.int32))

@@ -145,7 +145,7 @@ class DraftRunner:
                     ends += [i] if stop == len(part) else []
                     room, done[i] = room - count, stop
             self._batch.fill(works)
-            self._run(self._executor, torch.cat(rows) if rows else None)
+            self._run(self._executor, torch.cat(rows) if len(rows) > 1 else rows[0] if rows else None)
             for work in works:
                 work.request.kv_len += len(work.tokens)
             if self._batch.R:

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 MTP = "mtp"  # the module in the target's own folder
 EAGLE3 = "eagle3"  # the head that comes with the package for the target
 FORMATS = ("q8_0", "q4_0", "stored")
+# What runs where none is named. Of an EAGLE-3 head four bits accept as much as eight (docs/drafts.md) and are read in half the time.
+DEFAULT_FORMATS = {"eagle3": "q4_0"}
 _OTHERS = "eagle3 (speculators, SpecForge), mtp or medusa"
 
 
@@ -76,11 +78,12 @@ def head_kind(path: Path) -> str | None:
     return "eagle3" if is_flat_head(raw) else None
 
 
-def head_draft(path: Path, kind: str, target: Target, format: str = "q8_0") -> ModelDraft:
-    """A draft by the head in a folder. format: of its matrices, q8_0, q4_0, or as they are stored.
+def head_draft(path: Path, kind: str, target: Target, format: str | None = None) -> ModelDraft:
+    """A draft by the head in a folder. format: of its matrices, q8_0, q4_0, or as they are stored; None: q4_0 for "eagle3", else q8_0.
 
     ValueError for a head that is not one of this target.
     """
+    format = DEFAULT_FORMATS.get(kind, "q8_0") if format is None else format
     require(format in FORMATS, "format", " or ".join(FORMATS), format, "head")
     if kind == "medusa":
         return _medusa_draft(path, target, format)
