@@ -45,9 +45,9 @@ inline __m256 i8_half(const int8_t* p) {
 inline F32 load_i8(const int8_t* p) { return {i8_half(p), i8_half(p + 8)}; }
 #else
 inline F32 load_i8(const int8_t* p) {
-  F32 r;
-  for (int i = 0; i < kLanes; ++i) r.v[i] = float(p[i]);
-  return r;
+  float t[kLanes];
+  for (int i = 0; i < kLanes; ++i) t[i] = float(p[i]);
+  return load(t);
 }
 #endif
 template <DType kType>
