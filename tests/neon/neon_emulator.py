@@ -15,6 +15,11 @@ from torch import Tensor
 from pyspec.contract import DTYPES, OPS
 
 TYPES = list(DTYPES.values())  # by the numbers of the stand-in's ScalarType
+SETS = {
+    "neon": "cortex-a53",
+    "neon_dotprod": "neoverse-n1",
+    "neon_i8mm": "max",
+}  # and a machine whose best it is
 ERRORS = {1: ValueError, 2: TypeError, 3: RuntimeError}
 
 

@@ -3,29 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-import cross_build
 import pytest
 import torch
-from contract_tests import copies, needs_native
-from neon_emulator import Emulator
+from contract_tests import copies
+from neon_emulator import SETS, Emulator
 from torch import Tensor
 
 from pyspec import backends
 from pyspec.contract import OPS, Case, OpSpec
 
-pytestmark = [needs_native, pytest.mark.skipif(bool(cross_build.why_not()), reason=cross_build.why_not())]
-SETS = {"neon": "cortex-a53", "neon_dotprod": "neoverse-n1", "neon_i8mm": "max"}
 CPU_OPS = [name for name in sorted(OPS) if not backends.missing("cpu", name)]
-
-
-@pytest.fixture(scope="module", params=SETS)
-def emulator(request: pytest.FixtureRequest) -> Iterator[Emulator]:
-    process = Emulator(request.param)
-    yield process
-    process.close()
 
 
 def cases(name: str) -> list[Case]:
