@@ -24,8 +24,10 @@ from .peers.load import Watch, session_seconds, wait_until_quiet
 from .peers.peer_process import PeerProcess
 
 CONTEXT = 64
-STEPS = 64
-ROUNDS = 4
+STEPS = 32
+FEWEST = 4
+LONGEST = 4.0  # seconds of steps beside the busy process: engines that wait in turns for a core may need minutes for all
+ROUNDS = 3
 
 
 def rows(options: Options) -> Iterator[Row]:
@@ -40,7 +42,7 @@ def rows(options: Options) -> Iterator[Row]:
     ):
         yield from left_out
         for engine in loaded:
-            request = {"do": "decode", "prompts": [tokens[:CONTEXT]], "steps": STEPS}
+            request: dict[str, object] = {"do": "decode", "prompts": [tokens[:CONTEXT]]}
             times = step_times(engine.process, busy, request, 1 if options.quick else ROUNDS, options.quick)
             yield from step_rows(engine.backend, *times)
 
@@ -48,9 +50,13 @@ def rows(options: Options) -> Iterator[Row]:
 def step_times(
     process: PeerProcess, busy: int, request: dict[str, object], rounds: int, all_count: bool
 ) -> tuple[list[float], list[float]]:
-    """Seconds of steps alone and beside the busy process, of rounds that nobody else disturbed unless all count."""
+    """Seconds of steps alone and beside the busy process, of rounds that nobody else disturbed unless all count.
+
+    A first short round says how many steps beside it fit LONGEST.
+    """
     times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(rounds):
+    beside = FEWEST
+    for turn in range(-1, rounds):
         for contended in (False, True):
             if not all_count:
                 wait_until_quiet(comparison.PATIENCE)
@@ -58,11 +64,12 @@ def step_times(
                 os.kill(busy, signal.SIGCONT)
             try:
                 with Watch(lambda: process.cpu_seconds() + session_seconds(busy)) as watch:
-                    seconds = process.ask(request)["seconds"]
+                    seconds = process.ask({**request, "steps": beside if contended else STEPS})["seconds"]
             finally:
                 os.kill(busy, signal.SIGSTOP)
-            if all_count or not watch.contaminated:
+            if turn >= 0 and (all_count or not watch.contaminated):
                 times[contended].extend(seconds)
+        beside = max(FEWEST, min(STEPS, round(LONGEST / statistics.median(seconds))))
     return times
 
 

@@ -278,6 +278,18 @@ def test_contention_rows() -> None:
     assert list(bench_contention.step_rows("x", [], [0.1])) == []
 
 
+def test_contention_turns(fake: Callable[..., PeerProcess]) -> None:
+    """Half a second a step: eight of them fit beside the busy process, which computes only then and ends with the block."""
+    request: dict[str, object] = {"do": "decode", "prompts": [[1]]}
+    with bench_contention.busy_process() as busy:
+        alone, beside = bench_contention.step_times(fake(), busy, request, 2, True)
+        assert load.session_seconds(busy) >= 0
+        assert Path(f"/proc/{busy}").exists()
+    assert len(alone) == 2 * bench_contention.STEPS
+    assert len(beside) == 2 * 8
+    assert not Path(f"/proc/{busy}").exists()
+
+
 def test_steps_are_times_between_marks() -> None:
     steps = Steps()
     assert steps.seconds() == []

