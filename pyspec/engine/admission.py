@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import index
 from typing import TypeAlias
 
@@ -13,6 +13,7 @@ from pyspec.engine.grammar import GrammarCompiler
 from pyspec.engine.request import Request
 from pyspec.engine.sampling_params import SamplingParams
 from pyspec.engine.scheduler import Scheduler
+from pyspec.engine.shared_prompt import SharedPrompt
 from pyspec.engine.speculation import Speculator
 from pyspec.engine.text import TextStream
 from pyspec.errors import UnsupportedError
@@ -36,11 +37,13 @@ class Admission:
         num_pages: int,
         page_size: int,
         verifier: Verifier,
+        share_prompt: Callable[[int], SharedPrompt],
     ) -> None:
+        """share_prompt(length): what the samples of a prompt of so many tokens have in common."""
         self._checkpoint, self._config, self._executor = checkpoint, checkpoint.config, executor
         self._scheduler, self._speculator = scheduler, speculator
         self._max_context, self._num_pages, self._page_size = max_context, num_pages, page_size
-        self._verifier = verifier
+        self._verifier, self._share_prompt = verifier, share_prompt
         self._grammars: GrammarCompiler | None = None  # made for the first request with a grammar
 
     def requests(
@@ -67,6 +70,8 @@ class Admission:
                 f"LLM: {where} must fit num_pages={self._num_pages} of {self._page_size} tokens, "
                 f"got {len(ids)} tokens and max_tokens={limit}, which need {needed}"
             )
+        if len(made) > 1 and len(ids) > 1:
+            self._share_prompt(len(ids)).join(made)
         return made
 
     def _request(

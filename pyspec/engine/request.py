@@ -13,6 +13,7 @@ from pyspec.engine.sampling_params import SamplingParams
 from pyspec.engine.text import TextStream
 
 if TYPE_CHECKING:
+    from pyspec.engine.shared_prompt import SharedPrompt
     from pyspec.engine.speculation import RequestDraft
 
 
@@ -82,6 +83,7 @@ class Request:
     edits: RequestEdits | None = None  # None: the model's logits stay as they are
     prompt_index: int = 0
     sample_index: int = 0
+    shared: SharedPrompt | None = None  # with the other samples of the prompt
     pages: list[int] = field(default_factory=list)
     output: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)

@@ -41,7 +41,14 @@ class Runner:
 
     def step(self) -> list[Request]:
         """Advance every running request by one step; return those that emitted tokens (finished ones are released)."""
-        self._scheduler.admit()
+        for request in self._scheduler.admit():
+            if request.kv_len and request.draft is not None:  # a sample that begins behind a shared prompt
+                assert request.shared is not None
+                features = request.shared.features()
+                request.draft.extend(
+                    request.prompt[: request.kv_len],
+                    {} if features is None else self._speculator.features_of(features),
+                )
         decoding = [request for request in self._scheduler.running if not request.in_prefill]
         planned = any(request.draft is not None and request.draft.mode == "auto" for request in decoding)
         clock = time.perf_counter if planned or self.observer is not None else _no_clock
@@ -113,6 +120,8 @@ class Runner:
                 request.kv_len += len(work.tokens)
                 committed, rows = work.tokens, slice(begin, end)
                 request.prefilled = now
+                if taps is not None and request.shared is not None:
+                    request.shared.keep(request, taps[rows])
             if n:
                 top = [
                     list(zip(top_tokens[b, i].tolist(), top_logprobs[b, i].tolist(), strict=True))[

@@ -26,15 +26,47 @@ class Scheduler:
         tokens = len(request.prompt) + request.max_output + self._max_nodes
         return -(-tokens // self._page_size)
 
-    def admit(self) -> None:
-        """Move waiting requests to the running ones while there is a place and their pages are free."""
-        while self.waiting and len(self.running) < self._max_batch:
-            pages = self._pool.take(self.pages_needed(self.waiting[0]))
-            if pages is None:
-                return
-            request = self.waiting.popleft()
+    def admit(self) -> list[Request]:
+        """Move waiting requests to the running ones while there is a place and their pages are free; returns those.
+
+        A sample whose prompt is being computed for another one is passed over; others keep their order.
+        """
+        admitted: list[Request] = []
+        passed = 0
+        while passed < len(self.waiting) and len(self.running) < self._max_batch:
+            request = self.waiting[passed]
+            if request.shared is not None and request.shared.computing:
+                passed += 1
+            elif self._take_pages(request):
+                del self.waiting[passed]
+                self.running.append(request)
+                admitted.append(request)
+            elif self.running or not self._drop_prompts():
+                break
+        return admitted
+
+    def _take_pages(self, request: Request) -> bool:
+        """Pages for a request: its own, or behind its prompt where another sample has computed that."""
+        shared, needed = request.shared, self.pages_needed(request)
+        forks = shared is not None and shared.ready
+        pages = self._pool.take(needed - shared.whole_pages if shared is not None and forks else needed)
+        if pages is None:
+            return False
+        if shared is None or not forks:
             request.pages = pages
-            self.running.append(request)
+            if shared is not None:
+                shared.lead(request)
+        else:
+            shared.fork(request, pages)
+        return True
+
+    def _drop_prompts(self) -> bool:
+        """Where nobody runs, and so nobody will give back pages: those kept for samples that wait; whether that freed any."""
+        before = self._pool.free_pages
+        for request in self.waiting:
+            if request.shared is not None:
+                request.shared.drop()
+        return self._pool.free_pages > before
 
     def prefill_sizes(self) -> dict[Request, int]:
         """Prompt tokens that each running request still in prefill computes in this step."""
@@ -53,5 +85,7 @@ class Scheduler:
             self.waiting.remove(request)
         if request.draft is not None:
             request.draft.close()
+        if request.shared is not None:
+            request.shared.leave(request)
         self._pool.give_back(request.pages)
         request.pages = []

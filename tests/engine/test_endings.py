@@ -119,7 +119,7 @@ def test_n_samples_are_the_streams_one_by_one(llm: LLM, more: dict[str, Any]) ->
 def test_samples_are_streamed_side_by_side(llm: LLM) -> None:
     params = SamplingParams(temperature=1.0, max_tokens=9, logprobs=1, seed=9, n=3, repetition_penalty=1.2)
     chunks = list(llm.stream(PROMPTS[0], params))
-    assert [c.sample_index for c in chunks[:3]] == [0, 1, 2]
+    assert [c.sample_index for c in chunks[:4]] == [0, 0, 1, 2]  # the first one computes the prompt
     for want in llm.generate(PROMPTS[0], params):
         mine = [c for c in chunks if c.sample_index == want.sample_index]
         assert [t for c in mine for t in c.token_ids] == want.token_ids
