@@ -29,8 +29,8 @@ inline KvLayout check_layout(const Checker& check, c10::string_view layout, cons
   return KvLayout::kTiled;
 }
 
-// Pages of 8 bits, and only they, have scales and are paged; CPU kernels take none of them, GPU kernels only
-// the paged layout.
+// Pages of 8 bits, and only they, have scales; those of f8 are paged. CPU kernels take no f8, GPU kernels
+// only the paged layout.
 inline void check_scales(const Checker& check, const at::Tensor& k_pages,
                          const std::optional<at::Tensor>& k_scale, const std::optional<at::Tensor>& v_scale,
                          KvLayout layout, Place place) {
@@ -38,8 +38,9 @@ inline void check_scales(const Checker& check, const at::Tensor& k_pages,
   for (const auto& [name, scale] : {std::pair("k_scale", &k_scale), std::pair("v_scale", &v_scale)})
     check.value(scale->has_value() == quantised, name, "given exactly when pages are f8|i8",
                 scale->has_value() ? list_text((*scale)->sizes()) : "None");
-  check.value(!quantised || layout == KvLayout::kPaged, "kv_layout", "paged when pages are f8|i8", "tiled");
-  check.type(!quantised || place == Place::kGpu, "k_pages", "f32|bf16|f16 on the CPU",
+  const bool is_f8 = k_pages.scalar_type() == at::kFloat8_e4m3fn;
+  check.value(!is_f8 || layout == KvLayout::kPaged, "kv_layout", "paged when pages are f8", "tiled");
+  check.type(!is_f8 || place == Place::kGpu, "k_pages", "f32|bf16|f16|i8 on the CPU",
              dtype_name(k_pages.scalar_type()));
   check.value(place == Place::kCpu || layout == KvLayout::kPaged, "kv_layout", "paged on GPUs", "tiled");
 }

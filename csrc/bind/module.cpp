@@ -59,10 +59,13 @@ void bind_step_executor(py::module_& m) {
            py::arg("seed"), py::arg("stream"), py::arg("path"), py::arg("path_len"), py::arg("emitted"),
            py::arg("logprobs"));
   py::class_<CacheShape>(m, "CacheShape")
-      .def(py::init([](uintptr_t k, uintptr_t v, int64_t layers, int64_t pages, int64_t page_size,
-                       int64_t kv_heads, int64_t head_dim, int dtype, bool tiled) {
+      .def(py::init([](uintptr_t k, uintptr_t v, uintptr_t k_scale, uintptr_t v_scale, int64_t layers,
+                       int64_t pages, int64_t page_size, int64_t kv_heads, int64_t head_dim, int dtype,
+                       bool tiled) {
              return CacheShape{k,
                                v,
+                               reinterpret_cast<float*>(k_scale),
+                               reinterpret_cast<float*>(v_scale),
                                layers,
                                pages,
                                page_size,
@@ -71,9 +74,9 @@ void bind_step_executor(py::module_& m) {
                                DType(dtype),
                                tiled ? KvLayout::kTiled : KvLayout::kPaged};
            }),
-           py::kw_only(), py::arg("k"), py::arg("v"), py::arg("layers"), py::arg("pages"),
-           py::arg("page_size"), py::arg("kv_heads"), py::arg("head_dim"), py::arg("dtype"),
-           py::arg("tiled"));
+           py::kw_only(), py::arg("k"), py::arg("v"), py::arg("k_scale"), py::arg("v_scale"),
+           py::arg("layers"), py::arg("pages"), py::arg("page_size"), py::arg("kv_heads"),
+           py::arg("head_dim"), py::arg("dtype"), py::arg("tiled"));
   const auto weight = [](uintptr_t address) { return pointer<float>(address); };
   py::class_<StepExecutor>(m, "StepExecutor")
       .def(py::init<const StepArrays&, const CacheShape&, int64_t, int64_t>(), py::arg("arrays"),

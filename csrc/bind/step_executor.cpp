@@ -73,9 +73,26 @@ void StepExecutor::rope(Rows x, const float* table, int64_t heads, int64_t rotar
 
 void StepExecutor::append_kv(Rows k, Rows v, const float* table, int64_t layer, int64_t rotary) {
   add([=, this](const StepSizes& s) {
-    append_kv_cpu({k.data, v.data, pages(cache_.k, layer), pages(cache_.v, layer), arrays_.slots,
-                   arrays_.positions, table, s.T, cache_.kv_heads, cache_.head_dim, cache_.page_size, rotary,
-                   k.stride, v.stride, cache_.dtype, cache_.layout, false});
+    append_kv_cpu({k.data,
+                   v.data,
+                   pages(cache_.k, layer),
+                   pages(cache_.v, layer),
+                   arrays_.slots,
+                   arrays_.positions,
+                   table,
+                   s.T,
+                   cache_.kv_heads,
+                   cache_.head_dim,
+                   cache_.page_size,
+                   rotary,
+                   k.stride,
+                   v.stride,
+                   cache_.dtype,
+                   cache_.layout,
+                   false,
+                   DType::kF32,
+                   scales(cache_.k_scale, layer),
+                   scales(cache_.v_scale, layer)});
   });
 }
 
@@ -95,10 +112,27 @@ void StepExecutor::tree_attention(Rows q, Rows out, int64_t layer, float scale, 
     });
   }
   add([=, this](const StepSizes&) {
-    tree_attention_cpu({plan, q.data, pages(cache_.k, layer), pages(cache_.v, layer), arrays_.page_table,
-                        out.data, nullptr, workspace, heads_, cache_.kv_heads, cache_.head_dim,
-                        cache_.page_size, arrays_.table_width, q.stride, DType::kF32, cache_.dtype,
-                        cache_.layout, scale, softcap});
+    tree_attention_cpu({plan,
+                        q.data,
+                        pages(cache_.k, layer),
+                        pages(cache_.v, layer),
+                        arrays_.page_table,
+                        out.data,
+                        nullptr,
+                        workspace,
+                        heads_,
+                        cache_.kv_heads,
+                        cache_.head_dim,
+                        cache_.page_size,
+                        arrays_.table_width,
+                        q.stride,
+                        DType::kF32,
+                        cache_.dtype,
+                        cache_.layout,
+                        scale,
+                        softcap,
+                        scales(cache_.k_scale, layer),
+                        scales(cache_.v_scale, layer)});
   });
 }
 
@@ -215,7 +249,12 @@ void StepExecutor::commit(const int32_t* path, const int32_t* path_len, int64_t 
   for (int64_t layer = 0; layer < cache_.layers; ++layer)
     commit_kv_cpu({pages(cache_.k, layer), pages(cache_.v, layer), arrays_.page_table, arrays_.kv_len, path,
                    path_len, B, arrays_.table_width, E, cache_.page_size, cache_.kv_heads, cache_.head_dim,
-                   cache_.dtype, cache_.layout});
+                   cache_.dtype, cache_.layout, scales(cache_.k_scale, layer),
+                   scales(cache_.v_scale, layer)});
+}
+
+float* StepExecutor::scales(float* base, int64_t layer) const {
+  return base ? base + layer * cache_.pages * cache_.page_size * cache_.kv_heads : nullptr;
 }
 
 KvPages StepExecutor::pages(uintptr_t base, int64_t layer) const {

@@ -56,9 +56,11 @@ struct WalkLogprobs {
   float* top_logprobs;
 };
 
-// The KV cache: pages [P, S, G, D] of every layer, one after another.
+// The KV cache: pages [P, S, G, D] of every layer, one after another; with int8 pages scales [P, S, G], else
+// null.
 struct CacheShape {
   uintptr_t k, v;
+  float *k_scale, *v_scale;
   int64_t layers, pages, page_size, kv_heads, head_dim;
   DType dtype;
   KvLayout layout;
@@ -93,6 +95,7 @@ class StepExecutor {
 
  private:
   KvPages pages(uintptr_t base, int64_t layer) const;
+  float* scales(float* base, int64_t layer) const;
   void add(std::function<void(const StepSizes&)> launch) { launches_.push_back(std::move(launch)); }
 
   StepArrays arrays_;

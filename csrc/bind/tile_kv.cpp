@@ -16,7 +16,7 @@ std::tuple<at::Tensor, at::Tensor> tile_kv(const at::Tensor& k_pages, const at::
                                            bool inverse) {
   Dim P{"P"}, S{"S"}, G{"G"}, D{"D"};
   Checker check("tile_kv");
-  check.tensor("k_pages", k_pages, {P, S, G, D}, kFloatTypes);
+  check.tensor("k_pages", k_pages, {P, S, G, D}, {at::kFloat, at::kBFloat16, at::kHalf, at::kChar});
   check.tensor("v_pages", v_pages, {P, S, G, D}, {k_pages.scalar_type()});
   check_layout(check, "tiled", k_pages);
   const at::Tensor k = k_pages.contiguous(), v = v_pages.contiguous();

@@ -74,23 +74,41 @@ std::tuple<at::Tensor, at::Tensor> tree_attention(const at::Tensor& q_, const at
                         parents.const_data_ptr<int32_t>(), B.size};
   const int32_t* table = page_table.const_data_ptr<int32_t>();
   check_batch(check, batch, table, T.size, W.size, P.size, S.size, window);
-  TORCH_CHECK_TYPE(!args.quantised(), "tree_attention: k_pages must be f32|bf16|f16 on the CPU, got ",
+  TORCH_CHECK_TYPE(!args.is_f8(), "tree_attention: k_pages must be f32|bf16|f16|i8 on the CPU, got ",
                    dtype_name(k_pages.scalar_type()));
   check.value(!sinks, "sinks", "None on the CPU", list_text(sinks ? sinks->sizes() : at::IntArrayRef()));
   check.value(D.size % 16 == 0 && D.size >= 16 && D.size <= 256, "q",
               "[T, H, D] with D a multiple of 16 up to 256 on the CPU", list_text(q_.sizes()));
 
   const at::Tensor q = usable_rows(q_), k = usable_pages(k_pages, layout), v = usable_pages(v_pages, layout);
+  const at::Tensor key_scale = usable_scales(k_scale), value_scale = usable_scales(v_scale);
   at::Tensor out = at::empty(q.sizes(), q.options());
   at::Tensor lse = at::empty({T.size, H.size}, q.options().dtype(at::kFloat));
   const size_t bytes = tree_attention_workspace_bytes(T.size, H.size, D.size, W.size * S.size, num_threads());
   thread_local TreeAttentionPlan plan;
   plan.build(batch, H.size, G.size, D.size, window, bytes, num_threads());
   const at::Tensor workspace = at::empty({plan.workspace_floats()}, lse.options());
-  tree_attention_cpu({&plan, q.const_data_ptr(), view_pages(k), view_pages(v), table, out.mutable_data_ptr(),
-                      lse.mutable_data_ptr<float>(), workspace.mutable_data_ptr<float>(), H.size, G.size,
-                      D.size, S.size, W.size, q.stride(0), to_dtype(q.scalar_type()),
-                      to_dtype(k.scalar_type()), layout, float(scale), float(softcap)});
+  tree_attention_cpu({&plan,
+                      q.const_data_ptr(),
+                      view_pages(k),
+                      view_pages(v),
+                      table,
+                      out.mutable_data_ptr(),
+                      lse.mutable_data_ptr<float>(),
+                      workspace.mutable_data_ptr<float>(),
+                      H.size,
+                      G.size,
+                      D.size,
+                      S.size,
+                      W.size,
+                      q.stride(0),
+                      to_dtype(q.scalar_type()),
+                      to_dtype(k.scalar_type()),
+                      layout,
+                      float(scale),
+                      float(softcap),
+                      data_of(key_scale),
+                      data_of(value_scale)});
   return {out, lse};
 }
 

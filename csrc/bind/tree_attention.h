@@ -22,9 +22,8 @@ struct TreeAttentionArgs {
   Dim T{"T"}, H{"H"}, D{"D"}, P{"P"}, S{"S"}, G{"G"}, B{"B"}, W{"W"};
   KvLayout layout = KvLayout::kPaged;
 
-  bool quantised() const {
-    return k_pages.scalar_type() == at::kFloat8_e4m3fn || k_pages.scalar_type() == at::kChar;
-  }
+  bool is_f8() const { return k_pages.scalar_type() == at::kFloat8_e4m3fn; }
+  bool quantised() const { return is_f8() || k_pages.scalar_type() == at::kChar; }
 
   // The rules of pyspec/spec/tree_attention.py that need no data, in its order.
   void check(Checker& check) {
@@ -48,8 +47,7 @@ struct TreeAttentionArgs {
     for (const auto& [name, tensor] : {std::pair("k_scale", &k_scale), std::pair("v_scale", &v_scale)})
       check.value(tensor->has_value() == quantised(), name, "given exactly when pages are f8|i8",
                   tensor->has_value() ? list_text((*tensor)->sizes()) : "None");
-    check.value(!quantised() || layout == KvLayout::kPaged, "kv_layout", "paged when pages are f8|i8",
-                kv_layout);
+    check.value(!is_f8() || layout == KvLayout::kPaged, "kv_layout", "paged when pages are f8", kv_layout);
   }
 };
 

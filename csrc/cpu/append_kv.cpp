@@ -13,18 +13,22 @@ constexpr int64_t kSerialElements = 32768;  // fewer are not worth waking a thre
 void append_head(const AppendKvParams& p, int64_t g) {
   float* wide = static_cast<float*>(thread_scratch(2 * size_t(p.D) * sizeof(float)));
   void* row = wide + p.D;
-  const auto write = [&](const KvPages& pages, Kv kv, int64_t t) {
+  const auto write = [&](const KvPages& pages, float* scale, Kv kv, int64_t t) {
     const Slot slot =
         slot_of(pages, kv, p.kv_layout, p.kv_dtype, p.slots[t] / p.S, p.slots[t] % p.S, g, p.S, p.D);
-    narrow_row(wide, p.D, p.kv_dtype, row, 0);
+    if (scale) {
+      scale[p.slots[t] * p.G + g] = quantize_row(wide, p.D, static_cast<int8_t*>(row));
+    } else {
+      narrow_row(wide, p.D, p.kv_dtype, row, 0);
+    }
     copy_slot(contiguous_like(slot, row), slot);
   };
   for (int64_t t = 0; t < p.T; ++t) {
     widen_row(p.k, t * p.k_stride_t + g * p.D, p.D, p.dtype, wide);
     if (p.rope_table) rotate_row(wide, p.rope_table + p.positions[t] * p.Y, p.Y, p.interleaved);
-    write(p.k_pages, Kv::kKey, t);
+    write(p.k_pages, p.k_scale, Kv::kKey, t);
     widen_row(p.v, t * p.v_stride_t + g * p.D, p.D, p.dtype, wide);
-    write(p.v_pages, Kv::kValue, t);
+    write(p.v_pages, p.v_scale, Kv::kValue, t);
   }
 }
 

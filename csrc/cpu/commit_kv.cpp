@@ -16,14 +16,18 @@ void commit_head(const CommitKvParams& p, int64_t b, int64_t g) {
   for (int64_t j = 0; j < p.path_len[b]; ++j) {
     const int64_t to = p.kv_len[b] + j, from = p.kv_len[b] + p.path[b * p.E + j];
     if (from == to) continue;
-    const auto move = [&](const KvPages& pages, Kv kv) {
+    const auto move = [&](const KvPages& pages, float* scale, Kv kv) {
       const auto slot = [&](int64_t logical) {
         return slot_of(pages, kv, p.kv_layout, p.kv_dtype, table[logical / p.S], logical % p.S, g, p.S, p.D);
       };
+      const auto scale_of = [&](int64_t logical) -> float& {
+        return scale[(table[logical / p.S] * p.S + logical % p.S) * p.G + g];
+      };
       copy_slot(slot(from), slot(to));
+      if (scale) scale_of(to) = scale_of(from);
     };
-    move(p.k_pages, Kv::kKey);
-    move(p.v_pages, Kv::kValue);
+    move(p.k_pages, p.k_scale, Kv::kKey);
+    move(p.v_pages, p.v_scale, Kv::kValue);
   }
 }
 

@@ -54,7 +54,24 @@ inline void rotate_row(float* x, const float* angles, int64_t Y, bool interleave
   }
 }
 
-// One slot of one KV head: `count` units of `width` bytes (2 or 4), `stride` units apart.
+// A row as int8, rounded to nearest even, and its scale, max |x| / 127: pyspec/spec/append_kv.py. A row
+// without a scale above 0 is zeros.
+inline float quantize_row(const float* x, int64_t D, int8_t* to) {
+  uint32_t most = 0;  // the bits of |x| are ordered as its values are, infinity and NaN above all
+  for (int64_t d = 0; d < D; ++d) most = std::max(most, f32_to_bits(x[d]) & 0x7fffffffu);
+  float scale = bits_to_f32(most) >= 1e-30f ? bits_to_f32(most) / 127.0f : 0.0f;
+  if (most >= 0x7f800000u) scale = std::numeric_limits<float>::quiet_NaN();
+  int64_t d = 0;
+  if (scale > 0) {
+    const F32 divisor = set1(scale);
+    for (; d + kLanes <= D; d += kLanes) store_i8(to + d, round_i32(load(x + d) / divisor));
+    for (; d < D; ++d) to[d] = int8_t(__builtin_rintf(x[d] / scale));
+  }
+  std::fill(to + d, to + D, int8_t(0));
+  return scale;
+}
+
+// One slot of one KV head: `count` units of `width` bytes (1, 2 or 4), `stride` units apart.
 struct Slot {
   char* data;
   int64_t count, stride, width;
@@ -68,9 +85,10 @@ inline Slot slot_of(const KvPages& pages, Kv kv, KvLayout layout, DType dtype, i
   if (layout == KvLayout::kPaged)
     return {data + (s * pages.stride_s + g * pages.stride_g) * width, D, 1, width};
   if (kv == Kv::kValue)
-    return {data + tiled_v_index(s, g, 0, S, D, dtype) * width, D, dtype == DType::kF32 ? 1 : 2, width};
-  data += tiled_k_index(s, g, 0, S, D, dtype) * width;  // 16-bit keys lie in pairs: units of 4 bytes
-  return {data, dtype == DType::kF32 ? D : D / 2, 16, 4};
+    return {data + tiled_v_index(s, g, 0, S, D, dtype) * width, D, width == 2 ? 2 : 1, width};
+  data += tiled_k_index(s, g, 0, S, D, dtype) * width;
+  if (width == 2) return {data, D / 2, 16, 4};  // keys lie in pairs: units of 4 bytes
+  return {data, D, 16, width};
 }
 
 template <typename T>
@@ -85,8 +103,10 @@ inline void copy_slot(const Slot& from, const Slot& to) {
     std::memmove(to.data, from.data, from.count * from.width);
   } else if (from.width == 4) {
     copy_units<uint32_t>(from.data, from.stride, to.data, to.stride, from.count);
-  } else {
+  } else if (from.width == 2) {
     copy_units<uint16_t>(from.data, from.stride, to.data, to.stride, from.count);
+  } else {
+    copy_units<uint8_t>(from.data, from.stride, to.data, to.stride, from.count);
   }
 }
 inline Slot contiguous_like(const Slot& slot, void* data) {

@@ -21,7 +21,7 @@ from pyspec.errors import UnsupportedError
 from pyspec.models.program import Program, Ref, Step
 from pyspec.models.quant_formats import QuantTensor
 
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum DType
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 4}  # enum DType
 _FORMATS = ("q4_0", "q4_1", "q5_0", "q8_0", "q4_k", "q6_k")  # enum QuantFormat
 MAX_HEAD_DIM = 256  # of tree_attention's kernel
 
@@ -56,8 +56,12 @@ class CompiledExecutor:
                 f"LLM: head_dim must be a multiple of 16 up to {MAX_HEAD_DIM} for the compiled executor, "
                 f"got {head_dim}; executor='spec' runs it"
             )
+        scales = {
+            name: 0 if tensor is None else tensor.data_ptr()
+            for name, tensor in (("k_scale", cache.k_scale), ("v_scale", cache.v_scale))
+        }
         shape = native.CacheShape(
-            k=cache.k.data_ptr(), v=cache.v.data_ptr(), layers=layers, pages=pages, page_size=page_size,
+            k=cache.k.data_ptr(), v=cache.v.data_ptr(), **scales, layers=layers, pages=pages, page_size=page_size,
             kv_heads=kv_heads, head_dim=head_dim, dtype=_DTYPES[cache.k.dtype], tiled=page_size % 16 == 0,
         )  # fmt: skip
         heads = next(step.attrs["heads"] for step in program.steps if step.op == "tree_attention")

@@ -125,8 +125,9 @@ class SpecExecutor:
         b = self._batch
         for i in range(self._cache.k.size(0)):
             spec.commit_kv.reference(
-                *self._cache.layer(i), b.page_table[: b.B], b.kv_len[: b.B], path, path_len, kv_layout="paged"
-            )
+                *self._cache.layer(i), b.page_table[: b.B], b.kv_len[: b.B], path, path_len, *self._cache.scales(i),
+                kv_layout="paged",
+            )  # fmt: skip
 
     def nbytes(self) -> dict[str, int]:
         size = lambda tensors: sum(t.nbytes for t in tensors)
@@ -173,9 +174,10 @@ class SpecExecutor:
     def _append_kv(self, step: Step) -> None:
         b, heads = self._batch, step.attrs["heads"]
         k, v = (self._heads(ref, heads) for ref in step.inputs)
+        layer = step.attrs["layer"]
         spec.append_kv.reference(
-            k, v, *self._cache.layer(step.attrs["layer"]), b.slots[: b.T], b.positions[: b.T],
-            self._weights[step.weights[0]], kv_layout="paged",
+            k, v, *self._cache.layer(layer), b.slots[: b.T], b.positions[: b.T], self._weights[step.weights[0]],
+            *self._cache.scales(layer), kv_layout="paged",
         )  # fmt: skip
 
     def _tree_attention(self, step: Step) -> None:
@@ -184,7 +186,7 @@ class SpecExecutor:
         q = self._heads(step.inputs[0], heads)
         out, _ = spec.tree_attention.reference(
             q, *self._cache.layer(layer), b.page_table[: b.B], b.kv_len[: b.B], b.cu_t[: b.B + 1],
-            b.parents[: b.T], kv_layout="paged", **attrs,
+            b.parents[: b.T], *self._cache.scales(layer), kv_layout="paged", **attrs,
         )  # fmt: skip
         self._heads(step.output, heads).copy_(out)
 
@@ -227,6 +229,14 @@ def resolve_executor(name: str) -> str:
     if name in ("cuda", "triton") and not torch.cuda.is_available():
         raise UnsupportedError(f"LLM: executor {name!r} cannot run: torch finds no CUDA GPU on this machine")
     return name
+
+
+def check_kv_dtype(executor: str, dtype: torch.dtype) -> None:
+    """UnsupportedError if a resolved executor has no cache of this dtype."""
+    if dtype == torch.int8 and executor in GPU_EXECUTORS:
+        raise UnsupportedError(
+            f"LLM: executor {executor!r} cannot run: kv_dtype must be bf16|f16|f32 on GPUs, got 'int8'"
+        )
 
 
 def device_of(executor: str) -> torch.device:

@@ -16,7 +16,14 @@ from pyspec.engine.batch import StepBatch, Work
 from pyspec.engine.costs import CostMeter
 from pyspec.engine.draft_choice import DraftSpec, Target, add_rope_tables, default_policy, make_drafts
 from pyspec.engine.drawn import check_drafts
-from pyspec.engine.executor import Weights, device_of, make_executor, resolve_executor, spare_pages
+from pyspec.engine.executor import (
+    Weights,
+    check_kv_dtype,
+    device_of,
+    make_executor,
+    resolve_executor,
+    spare_pages,
+)
 from pyspec.engine.explain import explanation
 from pyspec.engine.features import HiddenStates
 from pyspec.engine.kv_pages import KVCache, PagePool
@@ -24,7 +31,6 @@ from pyspec.engine.request import Completion, Request, StreamChunk
 from pyspec.engine.runner import Runner
 from pyspec.engine.sampling_params import SPECULATION, SamplingParams
 from pyspec.engine.scheduler import Scheduler
-from pyspec.engine.shared_prompt import SharedPrompt
 from pyspec.engine.speculation import Speculator
 from pyspec.engine.statistics import Observer, Observers, Statistics
 from pyspec.engine.text import TextStream
@@ -35,7 +41,7 @@ from pyspec.models.fetch import resolve_model
 from pyspec.models.tokenizer import Tokenizer
 from pyspec.trees.policy import TreePolicy
 
-KV_DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
+KV_DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32, "int8": torch.int8}
 DEFAULT_CONTEXT = 4096
 
 
@@ -103,6 +109,7 @@ class LLM:
         max_tokens = prefill_chunk + max_batch * max_nodes
         self._batch = StepBatch(max_tokens, max_batch * max_nodes, max_batch, width, page_size)
         executor = resolve_executor(executor)
+        check_kv_dtype(executor, KV_DTYPES[kv_dtype])
         self._cache = KVCache(
             config.num_layers,
             self.num_pages + spare_pages(executor, self._batch),
@@ -132,9 +139,15 @@ class LLM:
         self._runner = Runner(self._executor, self._batch, self._scheduler, self._speculator, config.eos_ids)
         self._runner.observer = self._observers = Observers()
         self._admission = Admission(
-            self.checkpoint, self._executor, self._scheduler, self._speculator, self.max_context, self.num_pages, page_size,
-            self._batch.drawn.verifier, lambda length: SharedPrompt(length, page_size, self._pool, self._cache.copy_pages),
-        )  # fmt: skip
+            self.checkpoint,
+            self._executor,
+            self._scheduler,
+            self._speculator,
+            self.max_context,
+            self.num_pages,
+            page_size,
+            self._batch.drawn.verifier,
+        )
         if calibrate and speculation == "auto":
             self._calibrate(max_nodes, max_batch)
 

@@ -9,7 +9,7 @@
         k_pages[page, offset, g] = x / k_scale, rounded to nearest even; v alike
 
 T tokens, G KV heads, D head dim, P pages of S slots, X positions and Y rotary dims of the table (see rope). Slots must differ;
-other slots keep their bits. `kv_layout`: see tile_kv; pages of f8|i8 are paged. Nothing is written when a slot or a position is
+other slots keep their bits. `kv_layout`: see tile_kv; pages of f8 are paged. Nothing is written when a slot or a position is
 out of range. Quantisation is bit-exact; a row whose max |x| is below 1e-30 is zeros with scale 0, one with NaN or infinity is zeros
 with scale NaN, so that it poisons itself alone.
 """
@@ -24,7 +24,7 @@ from torch import Tensor
 from pyspec.contract import DTYPE_NAMES, Case, Cost, op
 from pyspec.spec.rope import check_table, rope, rope_angles
 from pyspec.spec.tile_kv import check_layout, tiled_index
-from pyspec.spec.tree_attention import QUANTISED
+from pyspec.spec.tree_attention import FLOAT8, QUANTISED
 
 CONTRACT = """
 k            [T, G, D]      f32|bf16|f16
@@ -55,6 +55,7 @@ def cases() -> Iterator[Case]:
         (4, 2, 80, 2, 32, f32, f32, "tiled", 40), (33, 3, 128, 2, 32, bf16, f16, "tiled", 128),
         (0, 2, 16, 2, 16, f32, bf16, "paged", 16), (9, 2, 96, 5, 3, f16, bf16, "paged", 96),
         (6, 3, 64, 4, 3, f32, i8, "paged", 64), (5, 2, 34, 4, 5, bf16, f8, "paged", 10),
+        (20, 2, 34, 2, 32, f16, i8, "tiled", 34),
     ]:  # fmt: skip
         g = torch.Generator().manual_seed(T * 100 + D)
         k, v = torch.randn(2, T, G, D, generator=g).to(source)
@@ -88,14 +89,14 @@ def cost(
 def check_scales(
     op_name: str, k_pages: Tensor, k_scale: Tensor | None, v_scale: Tensor | None, kv_layout: str
 ) -> None:
-    """Raise ValueError unless pages of 8 bits, and only they, have scales and are paged."""
+    """Raise ValueError unless pages of 8 bits, and only they, have scales, and those of f8 are paged."""
     quantised = k_pages.dtype in QUANTISED
     for name, scale in (("k_scale", k_scale), ("v_scale", v_scale)):
         if (scale is not None) != quantised:
             got = "None" if scale is None else list(scale.shape)
             raise ValueError(f"{op_name}: {name} must be given exactly when pages are f8|i8, got {got}")
-    if quantised and kv_layout != "paged":
-        raise ValueError(f"{op_name}: kv_layout must be paged when pages are f8|i8, got {kv_layout}")
+    if k_pages.dtype == FLOAT8 and kv_layout != "paged":
+        raise ValueError(f"{op_name}: kv_layout must be paged when pages are f8, got {kv_layout}")
 
 
 def _check(
@@ -116,9 +117,9 @@ def _check(
 def cpu_limit(sizes: dict[str, int], *args: Tensor | None, **kwargs: object) -> str | None:
     """Why the CPU kernels cannot append to or move these pages, or None."""
     k_pages = next(arg for arg in args if arg is not None and arg.dim() == 4)
-    if k_pages.dtype not in QUANTISED:
+    if k_pages.dtype != FLOAT8:
         return None
-    return f"k_pages must be f32|bf16|f16, got {DTYPE_NAMES[k_pages.dtype]}"
+    return f"k_pages must be f32|bf16|f16|i8, got {DTYPE_NAMES[k_pages.dtype]}"
 
 
 def gpu_limit(
@@ -166,4 +167,5 @@ def append_kv(
         if scale is None:
             write_slots(pages, index, slots, values.to(pages.dtype))
         else:
-            pages[slots // S, slots % S], scale[slots // S, slots % S] = quantise_rows(values, pages.dtype)
+            rows, scale[slots // S, slots % S] = quantise_rows(values, pages.dtype)
+            write_slots(pages, index, slots, rows)

@@ -41,7 +41,7 @@ def cases() -> Iterator[Case]:
     for P, S, G, D, dtype, layout in [
         (7, 5, 2, 10, torch.float32, "paged"), (8, 16, 3, 64, torch.bfloat16, "tiled"), (90, 1, 1, 16, torch.float16, "paged"),
         (6, 32, 2, 32, torch.float32, "tiled"), (7, 48, 2, 16, torch.float16, "tiled"), (30, 3, 2, 8, torch.bfloat16, "paged"),
-        (8, 4, 2, 32, torch.float8_e4m3fn, "paged"), (7, 5, 3, 22, torch.int8, "paged"),
+        (8, 4, 2, 32, torch.float8_e4m3fn, "paged"), (7, 5, 3, 22, torch.int8, "paged"), (6, 16, 2, 18, torch.int8, "tiled"),
     ]:  # fmt: skip
         g = torch.Generator().manual_seed(P * 100 + S)
         quantised = dtype in QUANTISED

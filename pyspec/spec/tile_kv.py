@@ -3,7 +3,7 @@
 
     paged   K, V page [S][G][D]                                          what every backend accepts
     tiled   K page [G][S/16][D/2][16][2], V page [G][S/2][D][2]          16-bit types
-            K page [G][S/16][D][16],      V page [G][S][D]               f32
+            K page [G][S/16][D][16],      V page [G][S][D]               f32 and i8
 
 P pages, S slots (a multiple of 16), G KV heads, D head dim (even). Both layouts have the shape [P, S, G, D]; the tiled one is
 the order of the elements in a contiguous page. A 16-key tile of K and a pair of V rows are operands of the CPU's kernels as
@@ -20,7 +20,7 @@ from torch import Tensor
 from pyspec.contract import Case, Cost, op
 
 CONTRACT = """
-k_pages    [P, S, G, D]   f32|bf16|f16
+k_pages    [P, S, G, D]   f32|bf16|f16|i8
 v_pages    [P, S, G, D]   like k_pages
 *
 inverse    bool = False
@@ -56,9 +56,10 @@ def cases() -> Iterator[Case]:
     """Every dtype, one and several tiles a page."""
     for P, S, G, D, dtype in [
         (2, 32, 3, 10, torch.bfloat16), (3, 16, 1, 64, torch.float16), (2, 48, 2, 6, torch.float32), (0, 16, 2, 8, torch.float32),
+        (2, 32, 2, 10, torch.int8),
     ]:  # fmt: skip
         g = torch.Generator().manual_seed(P + S)
-        k, v = torch.randn(2, P, S, G, D, generator=g).to(dtype)
+        k, v = (torch.randn(2, P, S, G, D, generator=g) * 40).to(dtype)
         for inverse in (False, True):
             yield Case(f"P{P}-S{S}-G{G}-D{D}-{dtype}-{inverse}", (k, v), {"inverse": inverse})
 

@@ -51,7 +51,8 @@ kv_layout    str = "paged"
 -> lse       [T, H]         f32
 """
 MAX_TREE = 1024
-QUANTISED = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}  # page types with scales, and their largest value
+FLOAT8 = torch.float8_e4m3fn
+QUANTISED = {FLOAT8: 448.0, torch.int8: 127.0}  # page types with scales, and their largest value
 CUDA_HEAD_DIMS = (64, 96, 128, 256)
 
 
@@ -108,6 +109,7 @@ def cases() -> Iterator[Case]:
         ("sinks", 6, 2, 64, 5, "bf16", "bf16", [(9, tree), (70, chain(1))], {"sinks": True, "window": 30}),
         ("float8", 4, 2, 64, 16, "f32", "f8", [(30, tree), (5, chain(3))], {}),
         ("int8", 6, 2, 128, 3, "bf16", "i8", [(20, chain(4)), (1, tree)], {"softcap": 30.0}),
+        ("int8-tiled", 6, 2, 80, 32, "f32", "i8", [(300, tree), (5, chain(20)), (255, chain(1))], {"kv_layout": "tiled"}),
         ("prefill", 3, 1, 16, 1, "bf16", "bf16", [(0, chain(70))], {}),
         ("empty", 2, 1, 48, 4, "f32", "f16", [(9, []), (3, [])], {}),
         ("nobody", 2, 1, 48, 4, "f32", "f16", [], {}),
@@ -192,13 +194,9 @@ def _check(
     for name, tensor in (("k_scale", k_scale), ("v_scale", v_scale)):
         got = "None" if tensor is None else list(tensor.shape)
         require((tensor is not None) == quantised, name, "given exactly when pages are f8|i8", got)
-    require(not quantised or kv_layout == "paged", "kv_layout", "paged when pages are f8|i8", kv_layout)
-    bounds, lengths, all_parents, table = (
-        cu_t.tolist(),
-        kv_len.tolist(),
-        parents.tolist(),
-        page_table.tolist(),
-    )
+    rule = "paged when pages are f8"
+    require(k_pages.dtype != FLOAT8 or kv_layout == "paged", "kv_layout", rule, kv_layout)
+    bounds, lengths, all_parents, table = (x.tolist() for x in (cu_t, kv_len, parents, page_table))
     require(bounds[0] == 0, "cu_t", "0 at index 0", bounds[0])
     for b in range(B):
         where = f"at least {bounds[b]} (cu_t never decreases) at index {b + 1}"
@@ -237,8 +235,8 @@ def cpu_limit(sizes: dict[str, int], *args: Tensor | None, **kwargs: object) -> 
     """Why the CPU kernel cannot run a call, or None."""
     D, k_pages, sinks = sizes["D"], args[1], args[9]
     assert k_pages is not None
-    if k_pages.dtype in QUANTISED:
-        return f"k_pages must be f32|bf16|f16, got {DTYPE_NAMES[k_pages.dtype]}"
+    if k_pages.dtype == FLOAT8:
+        return f"k_pages must be f32|bf16|f16|i8, got {DTYPE_NAMES[k_pages.dtype]}"
     if sinks is not None:
         return f"sinks must be None, got {list(sinks.shape)}"
     return None if D % 16 == 0 and 16 <= D <= 256 else f"D must be a multiple of 16 up to 256, got {D}"

@@ -11,18 +11,23 @@ import torch
 from torch import Tensor
 
 from pyspec import spec
+from pyspec.spec.append_kv import quantise_rows
 
-DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16, "i8": torch.int8}
 
 
 @dataclass(frozen=True)
 class Request:
-    """Queries of n nodes [n, H, D]; K and V [L + n, G, D] of the committed tokens and the nodes; local parents [n]."""
+    """Queries of n nodes [n, H, D]; K and V [L + n, G, D] of the committed tokens and the nodes; local parents [n].
+
+    int8: K and V are f32 here, and int8 with scales in the cache.
+    """
 
     q: Tensor
     k: Tensor
     v: Tensor
     parents: list[int]
+    int8: bool = False
 
     @property
     def kv_len(self) -> int:
@@ -38,14 +43,14 @@ class Request:
         """These nodes of one path as a chain, the first `committed` of them as committed tokens."""
         slots = [*range(self.kv_len), *(self.kv_len + i for i in nodes)]
         n = len(nodes) - committed
-        return Request(self.q[nodes[committed:]], self.k[slots], self.v[slots], chain(n))
+        return replace(self, q=self.q[nodes[committed:]], k=self.k[slots], v=self.v[slots], parents=chain(n))
 
     def reordered(self, order: list[int]) -> Request:
         """The same tree with node order[i] at place i (parents before children)."""
         place = {node: i for i, node in enumerate(order)}
         slots = [*range(self.kv_len), *(self.kv_len + i for i in order)]
         parents = [place[self.parents[i]] if self.parents[i] >= 0 else -1 for i in order]
-        return Request(self.q[order], self.k[slots], self.v[slots], parents)
+        return replace(self, q=self.q[order], k=self.k[slots], v=self.v[slots], parents=parents)
 
     def with_nan(self, nodes: list[int]) -> Request:
         """NaN in everything of these nodes."""
@@ -69,35 +74,45 @@ def make_request(
     L: int, parents: list[int], H: int = 6, G: int = 2, D: int = 32, dtype: str = "bf16", seed: int = 0
 ) -> Request:
     g = torch.Generator().manual_seed(seed * 7919 + L * 31 + len(parents))
-    kind, n = DTYPES[dtype], len(parents)
+    int8, n = dtype == "i8", len(parents)
+    kind = torch.float32 if int8 else DTYPES[dtype]
     k, v = torch.randn(2, L + n, G, D, generator=g).to(kind)
-    return Request(torch.randn(n, H, D, generator=g).to(kind) * 2, k, v, parents)
+    return Request(torch.randn(n, H, D, generator=g).to(kind) * 2, k, v, parents, int8)
 
 
 def call_args(
     requests: list[Request], S: int = 16, layout: str = "paged", seed: int = 0
 ) -> tuple[list[Any], dict[str, Any]]:
-    """Arguments of tree_attention: pages in random order, NaN in every slot that is not written."""
+    """Arguments of tree_attention: pages in random order, NaN in every slot that is not written (int8: in its scales)."""
     g = torch.Generator().manual_seed(seed)
     counts = [-(-len(request.k) // S) for request in requests]
     P, W = sum(counts) + 2, max(counts) + 1
     order = torch.randperm(P, generator=g).int()
     _, G, D = requests[0].k.shape
-    k_pages, v_pages = torch.full((2, P, S, G, D), float("nan")).to(requests[0].k.dtype)
+    int8, scales = requests[0].int8, (None, None)
+    if int8:
+        k_pages, v_pages = torch.full((2, P, S, G, D), 99, dtype=torch.int8)
+        scales = tuple(torch.full((2, P, S, G), float("nan")))
+    else:
+        k_pages, v_pages = torch.full((2, P, S, G, D), float("nan")).to(requests[0].k.dtype)
     table = torch.full((len(requests), W), -1, dtype=torch.int32)
     for b, request in enumerate(requests):
         pages = order[sum(counts[:b]) : sum(counts[: b + 1])]
         table[b, : counts[b]] = pages
         slots = torch.arange(len(request.k))
         where = pages[slots // S].long(), slots % S
-        k_pages[where], v_pages[where] = request.k, request.v
+        for pages, scale, rows in zip((k_pages, v_pages), scales, (request.k, request.v), strict=True):
+            if scale is None:
+                pages[where] = rows
+            else:
+                pages[where], scale[where] = quantise_rows(rows, torch.int8)
     if layout == "tiled":
         k_pages, v_pages = spec.tile_kv.reference(k_pages, v_pages)
     kv_len = torch.tensor([request.kv_len for request in requests], dtype=torch.int32)
     cu_t = torch.tensor([0, *(len(request.parents) for request in requests)]).cumsum(0).int()
     parents = torch.tensor([p for request in requests for p in request.parents], dtype=torch.int32)
     q = torch.cat([request.q for request in requests])
-    return [q, k_pages, v_pages, table, kv_len, cu_t, parents, None, None, None], {
+    return [q, k_pages, v_pages, table, kv_len, cu_t, parents, *scales, None], {
         "scale": D**-0.5,
         "kv_layout": layout,
     }

@@ -14,11 +14,9 @@ import pyspec
 from pyspec import spec
 from pyspec.contract import Case
 from pyspec.spec.append_kv import quantise_rows
-from pyspec.spec.tree_attention import QUANTISED
+from pyspec.spec.tree_attention import FLOAT8, QUANTISED
 
-CASES = [
-    pytest.param(case, id=case.name) for case in spec.append_kv.cases() if case.args[2].dtype not in QUANTISED
-]
+CASES = [pytest.param(case, id=case.name) for case in spec.append_kv.cases() if case.args[2].dtype != FLOAT8]
 QUANTISED_CASES = [
     pytest.param(case, id=case.name) for case in spec.append_kv.cases() if case.args[2].dtype in QUANTISED
 ]
@@ -33,15 +31,16 @@ def same(a: Tensor, b: Tensor) -> bool:
 @pytest.mark.parametrize("case", CASES)
 def test_equals_rope_and_a_write(case: Case) -> None:
     args = copies(case)
-    k, v, k_pages, v_pages, slots, positions, table, *_ = copies(case)
+    k, v, k_pages, v_pages, slots, positions, table, *scales = copies(case)
     native(*args, **case.kwargs)
     k, v = k.float(), v.float()
     if table is not None:
         k = torch.ops.pyspec.rope(k, positions, table, interleaved=case.kwargs["interleaved"])
     no_rope = {**case.kwargs, "interleaved": False}
-    spec.append_kv.run(k, v, k_pages, v_pages, slots, positions, None, None, None, **no_rope)
+    spec.append_kv.run(k, v, k_pages, v_pages, slots, positions, None, *scales, **no_rope)
     assert same(args[2], k_pages)
     assert same(args[3], v_pages)
+    assert all(want is None or same(got, want) for got, want in zip(args[7:], scales, strict=True))
 
 
 @needs_native
@@ -102,6 +101,8 @@ def test_quantised_rows_are_within_a_step_and_alone(case: Case) -> None:
     args = copies(case)
     spec.append_kv.run(*args, **case.kwargs)
     k, v, k_pages, v_pages, slots, positions, table, k_scale, v_scale = args
+    if case.kwargs["kv_layout"] == "tiled":
+        k_pages, v_pages = spec.tile_kv.run(k_pages, v_pages, inverse=True)
     wide = spec.rope.run(k.float(), positions, table, interleaved=case.kwargs["interleaved"])
     S = k_pages.size(1)
     for x, pages, scale, old in (
@@ -132,10 +133,23 @@ def test_extreme_rows_poison_themselves_alone(dtype: torch.dtype) -> None:
 
 
 @needs_native
-@pytest.mark.parametrize("case", QUANTISED_CASES)
-def test_the_cpu_refuses_quantised_pages(case: Case) -> None:
-    dtype = "i8" if case.args[2].dtype == torch.int8 else "f8"
-    message = f"append_kv: k_pages must be f32|bf16|f16 on the CPU, got {dtype}"
+def test_extreme_rows_are_quantised_alike() -> None:
+    x = torch.randn(7, 1, 34, generator=torch.Generator().manual_seed(0))
+    x[0], x[1, 0, 33], x[2, 0, 2], x[3] = 0, torch.nan, -torch.inf, x[3] * 1e-31
+    x[4], x[5, 0, 20] = (x[4] * 127).round() / 254, 1e-39  # many ties; a denormal
+    results = []
+    for call in (native, spec.append_kv.run):
+        pages, scales = torch.zeros(2, 1, 7, 1, 34, dtype=torch.int8), torch.zeros(2, 1, 7, 1)
+        call(x, x, *pages, torch.arange(7), torch.zeros(7, dtype=torch.int32), None, *scales)
+        results.append((pages, scales))
+    assert torch.equal(results[0][0], results[1][0])
+    torch.testing.assert_close(results[0][1], results[1][1], rtol=0, atol=0, equal_nan=True)
+
+
+@needs_native
+def test_the_cpu_refuses_float8_pages() -> None:
+    (case,) = [c.values[0] for c in QUANTISED_CASES if c.values[0].args[2].dtype == FLOAT8][:1]
+    message = "append_kv: k_pages must be f32|bf16|f16|i8 on the CPU, got f8"
     assert error_of(lambda: native(*copies(case), **case.kwargs)) == (TypeError, message)
     with pytest.raises(pyspec.UnsupportedError, match="cpu: k_pages must be"):
         pyspec.ops.append_kv(*copies(case), **case.kwargs, backend="cpu")
@@ -157,8 +171,8 @@ def test_scales_are_those_of_the_pages() -> None:
         for call in (spec.append_kv.run, native):
             assert error_of(lambda call=call, args=args: call(*args)) == (ValueError, f"append_kv: {message}")
     tiled = {"kv_layout": "tiled"}
-    args = [*copies(case)[:2], *torch.zeros(2, 1, 16, 3, 64, dtype=torch.int8), *copies(case)[4:7]]
+    args = [*copies(case)[:2], *torch.zeros(2, 1, 16, 3, 64).to(FLOAT8), *copies(case)[4:7]]
     args += [torch.ones(1, 16, 3), torch.ones(1, 16, 3)]
-    want = (ValueError, "append_kv: kv_layout must be paged when pages are f8|i8, got tiled")
+    want = (ValueError, "append_kv: kv_layout must be paged when pages are f8, got tiled")
     for call in (spec.append_kv.run, native):
         assert error_of(lambda call=call: call(*args, **tiled)) == want

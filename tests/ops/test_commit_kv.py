@@ -10,7 +10,7 @@ from contract_tests import copies, error_of, needs_native
 import pyspec
 from pyspec import spec
 from pyspec.contract import Case
-from pyspec.spec.tree_attention import QUANTISED
+from pyspec.spec.tree_attention import FLOAT8, QUANTISED
 
 CASES = [
     pytest.param(case, id=case.name) for case in spec.commit_kv.cases() if case.args[0].dtype not in QUANTISED
@@ -18,6 +18,7 @@ CASES = [
 QUANTISED_CASES = [
     pytest.param(case, id=case.name) for case in spec.commit_kv.cases() if case.args[0].dtype in QUANTISED
 ]
+INT8_CASES = [case for case in QUANTISED_CASES if case.values[0].args[0].dtype == torch.int8]
 native = torch.ops.pyspec.commit_kv
 
 
@@ -81,21 +82,35 @@ def test_bad_values_move_nothing(message: str) -> None:
 
 @pytest.mark.parametrize("case", QUANTISED_CASES)
 def test_scales_move_with_their_slots(case: Case) -> None:
-    args = copies(case)
+    args, want = copies(case), copies(case)
     spec.commit_kv.run(*args, **case.kwargs)
-    for pages, scale in ((0, 6), (1, 7)):
-        want = copies(case)  # the same moves of f32 pages that carry the scale beside the values
+    if case.kwargs["kv_layout"] == "tiled":
+        for tensors in (args, want):
+            tensors[:2] = spec.tile_kv.run(*tensors[:2], inverse=True)
+    for pages, scale in (
+        (0, 6),
+        (1, 7),
+    ):  # the same moves of f32 pages that carry the scale beside the values
         both = torch.cat([want[pages].float(), want[scale][..., None]], -1)
-        spec.commit_kv.run(both, both.clone(), *want[2:6], None, None, **case.kwargs)
+        spec.commit_kv.run(both, both.clone(), *want[2:6], None, None, kv_layout="paged")
         assert torch.equal(args[pages].float(), both[..., :-1])
         assert torch.equal(args[scale], both[..., -1])
 
 
 @needs_native
-@pytest.mark.parametrize("case", QUANTISED_CASES)
-def test_the_cpu_refuses_quantised_pages(case: Case) -> None:
-    dtype = "i8" if case.args[0].dtype == torch.int8 else "f8"
-    message = f"commit_kv: k_pages must be f32|bf16|f16 on the CPU, got {dtype}"
+@pytest.mark.parametrize("case", INT8_CASES)
+def test_int8_pages_and_scales_move_on_the_cpu(case: Case) -> None:
+    got, want = copies(case), copies(case)
+    native(*got, **case.kwargs)
+    spec.commit_kv.run(*want, **case.kwargs)
+    for i in (0, 1, 6, 7):
+        assert torch.equal(got[i], want[i])
+
+
+@needs_native
+def test_the_cpu_refuses_float8_pages() -> None:
+    (case,) = [c.values[0] for c in QUANTISED_CASES if c.values[0].args[0].dtype == FLOAT8][:1]
+    message = "commit_kv: k_pages must be f32|bf16|f16|i8 on the CPU, got f8"
     assert error_of(lambda: native(*copies(case), **case.kwargs)) == (TypeError, message)
     with pytest.raises(pyspec.UnsupportedError, match="cpu: k_pages must be"):
         pyspec.ops.commit_kv(*copies(case), **case.kwargs, backend="cpu")

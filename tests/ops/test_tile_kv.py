@@ -27,7 +27,8 @@ def test_equals_the_reference(case: Case) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_inverse_gives_back_every_bit(case: Case) -> None:
     k, v = (kv.clone() for kv in case.args)
-    k[..., 0], v[..., 1] = float("nan"), -0.0
+    if k.is_floating_point():
+        k[..., 0], v[..., 1] = float("nan"), -0.0
     back = torch.ops.pyspec.tile_kv(*torch.ops.pyspec.tile_kv(k, v), inverse=True)
     for got, want in zip(back, (k, v), strict=True):
         assert torch.equal(got.view(torch.uint8), want.view(torch.uint8))

@@ -74,10 +74,11 @@ def test_page_size_placement_and_layout_change_nothing(dtype: str, options: dict
         assert equal(torch.cat(attend(batch, S=S, layout=layout, seed=seed, **options)), want), (S, layout)
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "i8"])
 @pytest.mark.parametrize("options", OPTIONS)
-def test_a_ragged_batch_equals_its_requests_one_by_one(options: dict[str, Any]) -> None:
+def test_a_ragged_batch_equals_its_requests_one_by_one(options: dict[str, Any], dtype: str) -> None:
     batch = [
-        make_request(L, parents, seed=i)
+        make_request(L, parents, seed=i, dtype=dtype)
         for i, (L, parents) in enumerate(
             [
                 (600, [-1]),
@@ -115,9 +116,10 @@ def test_siblings_and_other_branches_change_nothing(options: dict[str, Any]) -> 
             assert equal(got[path], want[path])
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "i8"])
 @pytest.mark.parametrize("options", OPTIONS)
-def test_later_nodes_of_a_chain_change_nothing(options: dict[str, Any]) -> None:
-    prompt = make_request(7, chain(60))
+def test_later_nodes_of_a_chain_change_nothing(options: dict[str, Any], dtype: str) -> None:
+    prompt = make_request(7, chain(60), dtype=dtype)
     (want,) = attend([prompt], **options)
     (got,) = attend([prompt.with_nan(list(range(33, 60)))], **options)
     assert equal(got[:33], want[:33])
@@ -129,15 +131,15 @@ def test_after_commit_the_next_step_equals_the_chain(S: int, layout: str, dtype:
     tree = make_request(29, random_tree(30, 8), dtype=dtype)
     path = max((tree.path(i) for i in range(30)), key=len)
     args, kwargs = call_args([tree], S, layout)
-    _, k_pages, v_pages, table, kv_len, *_ = args
+    _, k_pages, v_pages, table, kv_len, _, _, *scales = args
     torch.ops.pyspec.commit_kv(
         k_pages, v_pages, table, kv_len, torch.tensor([path], dtype=torch.int32),
-        torch.tensor([len(path)], dtype=torch.int32), None, None, kv_layout=layout,
+        torch.tensor([len(path)], dtype=torch.int32), *scales[:2], kv_layout=layout,
     )  # fmt: skip
     last = len(path) - 1  # its KV is now the last committed: ask again for this node as plain decode
     out, lse = torch.ops.pyspec.tree_attention(
         tree.q[path[last]][None], k_pages, v_pages, table, kv_len + last, torch.tensor([0, 1], dtype=torch.int32),
-        torch.tensor([-1], dtype=torch.int32), None, None, None, **kwargs,
+        torch.tensor([-1], dtype=torch.int32), *scales, **kwargs,
     )  # fmt: skip
     (want,) = attend([tree], S, layout)
     assert equal(torch.cat([out.float(), lse[..., None]], -1)[0], want[path[last]])
@@ -179,8 +181,8 @@ def digest() -> str:
                 continue
             args = copies(case)
             got = getattr(torch.ops.pyspec, name)(*args, **case.kwargs)
-            written = [got] if isinstance(got, torch.Tensor) else list(got or args[2:4])
-            for tensor in written:
+            written = [got] if isinstance(got, torch.Tensor) else list(got or args[2:4] + args[7:9])
+            for tensor in (tensor for tensor in written if tensor is not None):
                 results.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
     return results.hexdigest()
 

@@ -23,7 +23,7 @@ struct AppendKvParams {
   float* v_scale = nullptr;
 };
 
-void append_kv_cpu(const AppendKvParams& p);                 // no pages of 8 bits
+void append_kv_cpu(const AppendKvParams& p);                 // not kF8
 void append_kv_cuda(const AppendKvParams& p, void* stream);  // a cudaStream_t; paged layout alone
 
 }  // namespace pyspec

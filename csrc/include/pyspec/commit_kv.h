@@ -19,7 +19,7 @@ struct CommitKvParams {
   float* v_scale = nullptr;
 };
 
-void commit_kv_cpu(const CommitKvParams& p);                 // no pages of 8 bits
+void commit_kv_cpu(const CommitKvParams& p);                 // not kF8
 void commit_kv_cuda(const CommitKvParams& p, void* stream);  // a cudaStream_t; paged layout alone
 
 }  // namespace pyspec
