@@ -13,11 +13,15 @@ from pyspec.engine import huge_pages
 
 
 class PagePool:
-    """A free list of page numbers. Pages are reserved at admission, so a running request can never run out."""
+    """A free list of page numbers. Pages are reserved at admission, so a running request can never run out.
+
+    A page that was taken can be shared: it is free again when everybody who has it has given it back.
+    """
 
     def __init__(self, num_pages: int) -> None:
         self.num_pages = num_pages
         self._free = list(range(num_pages - 1, -1, -1))
+        self._more: dict[int, int] = {}  # owners besides the first, of pages with several
 
     @property
     def free_pages(self) -> int:
@@ -31,8 +35,20 @@ class PagePool:
         del self._free[len(self._free) - count :]
         return taken
 
+    def share(self, pages: list[int]) -> None:
+        """One more owner of pages that are taken."""
+        for page in pages:
+            self._more[page] = self._more.get(page, 0) + 1
+
     def give_back(self, pages: list[int]) -> None:
-        self._free.extend(pages)
+        """One owner less of each."""
+        for page in pages:
+            if page not in self._more:
+                self._free.append(page)
+            elif self._more[page] == 1:
+                del self._more[page]
+            else:
+                self._more[page] -= 1
         assert len(self._free) <= self.num_pages, "a page was given back twice"
 
 

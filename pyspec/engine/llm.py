@@ -31,6 +31,7 @@ from pyspec.engine.request import Completion, Request, StreamChunk
 from pyspec.engine.runner import Runner
 from pyspec.engine.sampling_params import SPECULATION, SamplingParams
 from pyspec.engine.scheduler import Scheduler
+from pyspec.engine.shared_prompt import SharedPrompt
 from pyspec.engine.speculation import Speculator
 from pyspec.engine.statistics import Observer, Observers, Statistics
 from pyspec.engine.text import TextStream
@@ -139,15 +140,9 @@ class LLM:
         self._runner = Runner(self._executor, self._batch, self._scheduler, self._speculator, config.eos_ids)
         self._runner.observer = self._observers = Observers()
         self._admission = Admission(
-            self.checkpoint,
-            self._executor,
-            self._scheduler,
-            self._speculator,
-            self.max_context,
-            self.num_pages,
-            page_size,
-            self._batch.drawn.verifier,
-        )
+            self.checkpoint, self._executor, self._scheduler, self._speculator, self.max_context, self.num_pages, page_size,
+            self._batch.drawn.verifier, lambda length: SharedPrompt(length, page_size, self._pool, self._cache.copy_pages),
+        )  # fmt: skip
         if calibrate and speculation == "auto":
             self._calibrate(max_nodes, max_batch)
 
