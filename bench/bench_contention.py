@@ -104,7 +104,8 @@ def busy_process() -> Iterator[int]:
         raise GateError(
             "contention: processes must be bound to cores, got a system without sched_setaffinity"
         )
-    program = f"import os\nos.sched_setaffinity(0, [{core}])\nwhile True: pass"
+    # It ends with the bench, however that ends.
+    program = f"import os\nos.sched_setaffinity(0, [{core}])\nwhile os.getppid() == {os.getpid()}: sum(range(100000))"
     process = subprocess.Popen([sys.executable, "-c", program], start_new_session=True)
     try:
         os.kill(process.pid, signal.SIGSTOP)
