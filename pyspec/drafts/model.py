@@ -95,6 +95,9 @@ class ModelDraft:
             if state.problem:
                 results[i] = Failure(state.problem)
                 continue
+            if reason := self.runner.reserve(state.text, self.runner.sizes.max_entries - state.room() + 1):
+                results[i] = Failure(reason)  # other texts have the pages now
+                continue
             tree = GrowingTree(i, len(trees), state, self.policy.start(root, budget, min_gain))
             if tree.level is not None:
                 trees.append(tree)

@@ -37,7 +37,7 @@ HOST_DRAFTS = {"suffix": SuffixDraft, "ngram": NgramDraft}
 class Target:
     """The model that is drafted for, and the sizes of the engine around it. executor: a resolved name.
 
-    chunk: tokens of a prompt that a step computes; policy: how drafts with a model grow their trees.
+    chunk: tokens of a prompt that a step computes; policy: how drafts with a model grow their trees; num_pages: of its requests.
     """
 
     checkpoint: Checkpoint
@@ -50,6 +50,7 @@ class Target:
     max_nodes: int
     chunk: int
     policy: TreePolicy
+    num_pages: int
 
     @property
     def config(self) -> ModelConfig:
@@ -77,6 +78,7 @@ class Target:
         sizes = DraftSizes(
             layers, kv_heads, head_dim, self.kv_dtype, self.page_size, self.max_batch,
             min(max_entries or self.max_context, self.max_context), depth, beam, self.chunk,
+            self.num_pages + self.max_batch,
         )  # fmt: skip
         release = (checkpoint or self.checkpoint).release_pages
         return DraftRunner(self.executor, sizes, weights, release, program, branch)

@@ -35,6 +35,7 @@ class DraftSizes:
     max_batch    requests at once; max_entries of each, behind which trees grow up to max_depth
     beam         frontier nodes of one request in one level, at least 1
     chunk        entries of a forward that follows the texts
+    text_pages   of all texts together: as many as the target has for the same texts, a page more for each
     """
 
     layers: int
@@ -47,11 +48,12 @@ class DraftSizes:
     max_depth: int
     beam: int
     chunk: int
+    text_pages: int
 
 
 @dataclass(eq=False)
 class DraftText:
-    """The entries of one request. Its pages come with the first entry and go with close()."""
+    """The entries of one request. Its pages come as it grows and go with close()."""
 
     row: Request  # what a batch knows of it: pages, and kv_len entries whose KV is there
     private: list[int] = field(default_factory=list)  # pages of the chains that branch off
@@ -83,7 +85,8 @@ class DraftRunner:
         self._width = -(-(sizes.max_entries + sizes.max_depth) // size)
         # A chain's own pages: from the one in which the text ends to the one in which the deepest node lies.
         self._tail = 1 + (size - 1 + sizes.max_depth) // size
-        pages = sizes.max_batch * (self._width + (sizes.beam - 1) * self._tail)
+        longest = sizes.max_batch * self._width
+        pages = min(longest, sizes.text_pages) + sizes.max_batch * (sizes.beam - 1) * self._tail
         self._batch = StepBatch(max(sizes.chunk, chains), chains, chains, self._width + self._tail, size)
         self._pool = PagePool(pages)
         self._cache = KVCache(
@@ -128,7 +131,8 @@ class DraftRunner:
         """
         left = [np.asarray(part, dtype=np.int32) for part in tokens]
         for text, part in zip(texts, left, strict=True):
-            self._reserve(text, len(part))
+            if reason := self.reserve(text, text.length + len(part)):
+                raise ValueError(f"DraftRunner: {reason}")
         done = [0] * len(texts)
         found: list[tuple[Tensor, Tensor | None]] = []
         ends: list[int] = []  # texts in the order in which their last entries were computed
@@ -182,17 +186,21 @@ class DraftRunner:
             executor.write(name, rows)
         executor.run()
 
-    def _reserve(self, text: DraftText, more: int) -> None:
-        sizes, end = self.sizes, text.row.kv_len + more
-        if end > sizes.max_entries:
-            raise ValueError(f"DraftRunner: entries must be at most {sizes.max_entries}, got {end}")
-        if not text.row.pages:
-            pages = self._pool.take(self._width + (sizes.beam - 1) * self._tail)
-            if pages is None:
-                raise ValueError(
-                    f"DraftRunner: texts must be at most {sizes.max_batch} at once, got one more"
-                )
-            text.row.pages, text.private = pages[: self._width], pages[self._width :]
+    def reserve(self, text: DraftText, entries: int) -> str:
+        """Take the pages that a text of so many entries needs with its trees, if it has fewer; why there are none, or ""."""
+        sizes, row = self.sizes, text.row
+        if entries > sizes.max_entries:
+            return f"entries must be at most {sizes.max_entries}, got {entries}"
+        wanted = -(-(entries + sizes.max_depth) // sizes.page_size) - len(row.pages)
+        private = 0 if text.private else (sizes.beam - 1) * self._tail
+        if wanted <= 0 and not private:
+            return ""
+        pages = self._pool.take(max(0, wanted) + private)
+        if pages is None:
+            return f"texts must fit {self.num_pages} pages, got one that needs {wanted + private} of {self.free_pages} free ones"
+        text.private += pages[:private]
+        row.pages += pages[private:]
+        return ""
 
     def copy(self, sources: list[int], targets: list[int]) -> None:
         """Copy pages."""
@@ -201,7 +209,7 @@ class DraftRunner:
     def table(self, text: DraftText) -> NDArray[np.int32]:
         """int32 [beam, W]: the page tables of a text's chains."""
         table = np.zeros((self.sizes.beam, self._width + self._tail), dtype=np.int32)
-        table[:, : self._width] = text.row.pages
+        table[:, : len(text.row.pages)] = text.row.pages
         first = text.row.kv_len // self.sizes.page_size
         private = np.array(text.private, dtype=np.int32).reshape(self.sizes.beam - 1, self._tail)
         table[1:, first : first + self._tail] = private

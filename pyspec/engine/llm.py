@@ -123,7 +123,7 @@ class LLM:
         weights = Weights(self.checkpoint.weight)
         target = Target(
             self.checkpoint, weights, executor, KV_DTYPES[kv_dtype], page_size, max_batch, self.max_context, max_nodes,
-            prefill_chunk, draft_policy or default_policy(max_nodes),
+            prefill_chunk, draft_policy or default_policy(max_nodes), self.num_pages,
         )  # fmt: skip
         add_rope_tables(weights, self.checkpoint, target.positions())
         drafts = make_drafts(draft, target)
