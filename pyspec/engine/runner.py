@@ -19,7 +19,6 @@ from pyspec.engine.request import Request
 from pyspec.engine.scheduler import Scheduler
 from pyspec.engine.speculation import Speculator
 from pyspec.engine.statistics import Observer, PhaseSeconds, StepRecord
-from pyspec.trees.policy import PRUNABLE
 
 
 class Runner:
@@ -80,9 +79,6 @@ class Runner:
         """The step's work, decoding requests first."""
         sizes = self._scheduler.prefill_sizes()
         proposals = self._speculator.propose(decoding)
-        for request in decoding:
-            if request.edits is not None and proposals[request].tree.drawn in PRUNABLE:
-                proposals[request] = request.edits.legal(proposals[request])
         works = [
             Work.decode(request, proposals[request].tree, proposals[request].drawn) for request in decoding
         ]

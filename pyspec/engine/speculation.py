@@ -111,6 +111,9 @@ class Speculator:
         for request in asking:
             if _of(request).mode == "random":
                 proposals[request] = self._randomised(proposals[request], budgets[request])
+        for request in asking:  # before sizes are chosen: what a grammar refuses is no reason for a larger tree
+            if request.edits is not None and proposals[request].tree.drawn in PRUNABLE:
+                proposals[request] = request.edits.legal(proposals[request])
         self._cut(proposals)
         return proposals
 

@@ -160,49 +160,6 @@ def test_probabilities_are_those_of_the_text_with_the_path(
     assert branched > 0
 
 
-def test_a_drafts_pages_grow_with_the_text(small: Path, tiny_model: Callable[[str], Path]) -> None:
-    policy = BestFirstPolicy(max_depth=3, beam=2)
-    llm = LLM(
-        tiny_model("llama"),
-        draft=small,
-        draft_policy=policy,
-        speculation="always",
-        page_size=4,
-        max_batch=2,
-        **SIZES,
-    )
-    draft = llm._speculator.drafts[0]
-    assert isinstance(draft, ModelDraft)
-    runner, taken = draft.runner, set[int]()
-    private = 2  # of the second chain: a page where the text may end, and one where its deepest node may lie
-    for _ in llm.stream(PROMPTS[0], SamplingParams(max_tokens=60, ignore_eos=True)):
-        used = runner.num_pages - runner.free_pages
-        taken.add(used)
-        (state,) = [
-            state for request in llm._scheduler.running for state in request.draft.states.values()
-        ] or [None]
-        if state is not None and state.text.length:
-            assert used == -(-(state.text.length + 3) // 4) + private
-    assert len(taken) > 8
-    check_pages(llm)
-
-
-def test_texts_without_pages_for_a_draft_go_on_plainly(
-    small: Path, tiny_model: Callable[[str], Path]
-) -> None:
-    """Samples share the pages of their prompt, their drafts do not: there may be too few for all of them."""
-    params = SamplingParams(max_tokens=8, n=4, logprobs=0, ignore_eos=True, **SAMPLED)
-    prompt = [5 + (7 * i) % 40 for i in range(60)]
-    model, sizes = tiny_model("llama"), {**SIZES, "page_size": 4, "max_batch": 4}
-    plain = LLM(model, speculation="off", **sizes).generate([prompt], params)
-    llm = LLM(model, draft=small, speculation="always", num_pages=14 + 4 * 6, **sizes)
-    done = llm.generate([prompt], params)
-    assert list(map(bits, done)) == list(map(bits, plain))
-    assert any("texts must fit" in reason for c in done for reason in c.stats.drafts_off)
-    assert any(c.stats.drafted_nodes and not c.stats.draft_failures for c in done)
-    check_pages(llm)
-
-
 def test_a_streamed_answer_that_is_left_gives_everything_back(
     small: Path, tiny_model: Callable[[str], Path]
 ) -> None:

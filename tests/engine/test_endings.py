@@ -8,13 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from test_sampling_parameters import END, EXECUTOR, LETTERS, PROMPTS, bits, foresee
 from tiny import tiny_checkpoint
 
 from pyspec import UnsupportedError
+from pyspec.drafts.base import PerRequest, Proposal
 from pyspec.engine import LLM, Completion, Grammar, SamplingParams
+from pyspec.trees import TokenTree
 
 OPEN_END = {"temperature": 1.0, "logprobs": 0, "max_tokens": 24, "allowed_tokens": [*LETTERS, END], "seed": 5}
 
@@ -219,6 +222,47 @@ def test_a_grammar_whose_only_token_is_banned_ends_with_an_error(llm: LLM, specu
     done = llm.generate(PROMPTS[0], params)[0]
     assert (done.finish_reason, len(done.text)) == ("error", 3)
     assert done.error == "no finite logit is left after banned_tokens, grammar"
+
+
+def test_what_a_grammar_refuses_is_no_reason_for_a_larger_tree(
+    tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of what is drafted cannot follow: the sizes of trees are chosen, and masks made, without it."""
+    pytest.importorskip("llguidance")
+
+    class Guesses:
+        def start(self, prompt: Any) -> Any:
+            return self
+
+        def extend(self, tokens: Any) -> None:
+            """The guesses are the same behind every text."""
+
+        def propose(self, root: int, budget: int) -> Proposal:
+            letters = [LETTERS[3], LETTERS[0], LETTERS[1], LETTERS[2] + 40]
+            tree = TokenTree([root, *letters, *letters], [-1, 0, 0, 0, 0, 2, 2, 1, 1])
+            return Proposal(tree.prefix(budget), np.linspace(1, 0.2, 9, dtype=np.float32)[:budget])
+
+    llm = LLM(
+        tiny_model("llama"),
+        executor=EXECUTOR,
+        draft=PerRequest("guesses", Guesses()),
+        max_context=64,
+        calibrate=False,
+    )
+    planner, seen = llm._speculator.planner, []
+    choose = planner.choose
+
+    def noted(plans: Any, drafts: Any, proposals: list[Proposal]) -> Any:
+        seen.extend(proposal.tree for proposal in proposals if len(proposal.tree) > 1)
+        return choose(plans, drafts, proposals)
+
+    monkeypatch.setattr(planner, "choose", noted)
+    params = SamplingParams(max_tokens=12, grammar=Grammar.regex("[abc]{12}"), temperature=1.0, logprobs=0)
+    done = llm.generate(PROMPTS[0], params)
+    assert seen
+    assert all(set(tree.tokens[1:].tolist()) <= set(LETTERS[:3]) for tree in seen)
+    assert bits(done[0]) == bits(llm.generate(PROMPTS[0], replace(params, speculation="off"))[0])
+    assert done[0].stats.drafted_nodes > 0
 
 
 def test_a_grammar_beyond_the_parser_ends_with_its_reason(llm: LLM) -> None:
