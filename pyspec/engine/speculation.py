@@ -90,28 +90,33 @@ class Speculator:
     def propose(self, requests: Sequence[Request]) -> dict[Request, Proposal]:
         """One tree per decoding request, the sizes of "auto" ones chosen together by expected tokens per second."""
         proposals = {request: Proposal.root(request.root) for request in requests}
-        # A tree deeper than the room left would compute tokens that can never be emitted.
-        budgets = {r: min(self._max_nodes, r.room) for r in requests if r.draft is not None}
-        asking = [request for request, budget in budgets.items() if budget > 1]
-        self.planned = [r for r in requests if r.draft is not None and r.draft.mode == "auto"]
-        for request in budgets:
+        drafting = [r for r in requests if r.draft is not None]
+        self.planned = [r for r in drafting if _of(r).mode == "auto"]
+        for request in drafting:
             state = _of(request)
             state.drafted_by, state.drafted, state.reason, state.failure = "", 0, ALWAYS, ""
         if self.planned:
             plans = [_of(r).plan for r in self.planned]
             if self.planner.rest(plans):
-                asking = [request for request in asking if request not in self.planned]
                 for request in self.planned:
                     _of(request).reason = UNASKED
+                drafting = [r for r in drafting if _of(r).mode != "auto"]
                 self.planned = []
             else:
                 self.planner.begin(plans, [r.kv_len for r in self.planned])
+        if not drafting:
+            return proposals
+        # A tree deeper than the room left would compute tokens that can never be emitted.
+        budgets = {r: min(self._max_nodes, r.room) for r in drafting}
+        asking = [request for request, budget in budgets.items() if budget > 1]
         for draft in dict.fromkeys(d for request in asking for d in _of(request).states):
             self._ask(draft, [r for r in asking if draft in _of(r).states], budgets, proposals)
         for request in asking:
             if _of(request).mode == "random":
                 proposals[request] = self._randomised(proposals[request], budgets[request])
-        for request in asking:  # before sizes are chosen: what a grammar refuses is no reason for a larger tree
+        for (
+            request
+        ) in asking:  # before sizes are chosen: what a grammar refuses is no reason for a larger tree
             if request.edits is not None and proposals[request].tree.drawn in PRUNABLE:
                 proposals[request] = request.edits.legal(proposals[request])
         self._cut(proposals)

@@ -17,7 +17,7 @@ FUND, LARGEST_FUND = (
 )  # tokens of time that an engine has for a draft's model to catch up with texts
 PROBE = 0.005  # tokens a step that asking without success, and verifying without success, may cost, each
 PROBE_NODES = 4
-LONGEST_REST = 8  # steps without planning
+LONGEST_REST = 32  # steps without planning
 BASELINE = 64  # steps with trees before a plain one is made, at least
 TRIALS = 4  # calls of a new draft before its benefit is judged
 MARGIN = 0.02  # a tree must promise this much more than its time is worth

@@ -19,6 +19,7 @@ from pyspec.trees.request_plan import (
     CHAIN,
     CREDIT,
     EMPTY,
+    LONGEST_REST,
     TREE,
     UNASKED,
     UNCOVERED,
@@ -202,7 +203,7 @@ def test_steps_without_anything_to_plan_are_rested_through() -> None:
     rested = 0
     while planner.rest(plans):
         rested += 1
-    assert rested == 8
+    assert rested == LONGEST_REST
     planner.begin(plans, [0])
     assert plans[0].allowance == pytest.approx(allowance + CREDIT * (rested + 1))
 
