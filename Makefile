@@ -23,11 +23,11 @@ PIP := $(PY) -m pip --disable-pip-version-check
 EXTRA_INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 PROGRESS := 's|^\(\[[0-9]*/[0-9]*\]\).* -c [^ ]*/\([^/ ]*\) -o .*|\1 \2|p'
 SOURCES := setup.py $(shell find csrc -type f -name '*.cpp' -o -type f -name '*.h' -o -type f -name '*.cu' -o -type f -name '*.cuh')
-NEON_TESTS := $(filter-out %_cpu.py %distribution.py %law.py %_bits.py %plans.py %tuning.py %backends.py,$(wildcard tests/ops/test_*.py)) \
+KERNEL_TESTS := $(filter-out %_cpu.py %distribution.py %law.py %_bits.py %plans.py %tuning.py %backends.py,$(wildcard tests/ops/test_*.py)) \
   tests/ops/test_tree_attention_bits.py
 CXX_FILES := $(shell find csrc tests -type f -name '*.cpp' -o -type f -name '*.h' -o -type f -name '*.cu' -o -type f -name '*.cuh')
 
-.PHONY: run test test-distribution test-gpu-emulated test-neon check format build bench bench-gpu clean
+.PHONY: run test test-distribution test-gpu-emulated test-isa test-neon check format build bench bench-gpu clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.compiled
@@ -47,10 +47,19 @@ test-gpu-emulated: $(VENV)/.compiled $(VENV)/.dev $(VENV)/.emulators
 	$(PY) -m ttsem.sanitize pytest tests/triton_emulated tests/gpu_end_to_end/test_triton_generation.py
 	TRITON_INTERPRET=1 $(PY) -m pytest tests/triton_emulated
 
+# The tests of the ops with every instruction set of this machine but the best, which `make test` has. A name that there is not is
+# refused with those that there are, best first.
+test-isa: $(VENV)/.compiled $(VENV)/.dev
+	@names=$$(PYSPEC_ISA=? $(PY) -c 'import pyspec' 2>&1 | sed -n 's/.*must be \(.*\), got ?$$/\1/p' | tr '|' ' '); \
+	test -n "$$names" || { echo "error: no compiled kernels" >&2; exit 1; }; \
+	for isa in $${names#* }; do \
+	  [ "$$isa" = "$$names" ] || { echo "PYSPEC_ISA=$$isa"; PYSPEC_ISA=$$isa $(PY) -m pytest $(KERNEL_TESTS) || exit 1; }; \
+	done
+
 # CPU kernels for aarch64, cross-compiled and executed by qemu-user: their bits, then the tests of the ops on them
 test-neon: $(VENV)/.compiled $(VENV)/.dev
 	$(PY) -m pytest -rs tests/neon
-	PYTHONPATH=tests/neon $(PY) -m pytest -p on_neon $(NEON_TESTS)
+	PYTHONPATH=tests/neon $(PY) -m pytest -p on_neon $(KERNEL_TESTS)
 
 check: $(VENV)/.compiled $(VENV)/.dev
 	$(VENV)/bin/ruff check .
