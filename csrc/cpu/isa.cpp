@@ -47,6 +47,8 @@ bool available(Isa isa) {
       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
              __builtin_cpu_supports("avx512vnni");
+    case Isa::kAmx:
+      return amx_reason().empty();
     default:
       return false;
   }
@@ -67,8 +69,8 @@ bool available(Isa isa) {
 }
 
 Isa choose() {
-  constexpr Isa kBestFirst[] = {Isa::kAvx512,      Isa::kAvx2, Isa::kNeonI8mm,
-                                Isa::kNeonDotprod, Isa::kNeon, Isa::kGeneric};
+  constexpr Isa kBestFirst[] = {Isa::kAmx,         Isa::kAvx512, Isa::kAvx2,   Isa::kNeonI8mm,
+                                Isa::kNeonDotprod, Isa::kNeon,   Isa::kGeneric};
   const char* forced = std::getenv("PYSPEC_ISA");
   for (const Isa isa : kBestFirst) {
     if (forced && *forced && std::string(forced) != isa_name(isa)) continue;
@@ -93,6 +95,8 @@ const char* isa_name(Isa isa) {
       return "avx2";
     case Isa::kAvx512:
       return "avx512";
+    case Isa::kAmx:
+      return "amx";
     case Isa::kNeon:
       return "neon";
     case Isa::kNeonDotprod:
@@ -117,6 +121,7 @@ std::string cpu_features() {
   PYSPEC_FEATURE("avx512vnni")
   PYSPEC_FEATURE("avx512bf16")
 #undef PYSPEC_FEATURE
+  if (amx_reason().empty()) names += " amx";
 #elif defined(__aarch64__)
   names = "neon";
   if (has(Feature::kDotprod)) names += " dotprod";

@@ -6,6 +6,9 @@
 #include "cpu/kernel.h"
 #include "cpu/quant_dot.h"
 #include "cpu/quant_pack.h"
+#if defined(PYSPEC_ISA_AMX)
+#include "cpu/quant_amx.h"
+#endif
 
 namespace pyspec::PYSPEC_ISA {
 namespace {
@@ -30,6 +33,22 @@ struct Block {
 };
 
 inline F32 half16(const uint8_t* p) { return load_f16(reinterpret_cast<const uint16_t*>(p)); }
+
+template <int kRows>
+void write_rows(const QuantLinearParams& p, const Block& b, const F32 (&acc)[kRows], int64_t m0) {
+  const int channels = int(std::min(kChannels, p.N - b.n));
+  const F32 multiplier = load(reinterpret_cast<const float*>(b.multipliers));
+  const F32 bias = p.bias ? load_n(p.bias + b.n, channels) : zero();
+  for (int m = 0; m < kRows; ++m) {
+    float* out = p.out + (m0 + m) * p.out_stride_m + b.n;
+    const F32 y = p.bias ? acc[m] * multiplier + bias : acc[m] * multiplier;
+    if (channels == kChannels) {
+      store(out, y);
+    } else {
+      store_n(out, y, channels);
+    }
+  }
+}
 
 template <QuantFormat kFormat, int kRows>
 void block_rows(const QuantLinearParams& p, const Block& b, const Tile& tile, int64_t m0) {
@@ -79,18 +98,7 @@ void block_rows(const QuantLinearParams& p, const Block& b, const Tile& tile, in
     scales += scale_bytes(kFormat);
     values += value_bytes(kFormat);
   }
-  const int channels = int(std::min(kChannels, p.N - b.n));
-  const F32 multiplier = load(reinterpret_cast<const float*>(b.multipliers));
-  const F32 bias = p.bias ? load_n(p.bias + b.n, channels) : zero();
-  for (int m = 0; m < kRows; ++m) {
-    float* out = p.out + (tile.m0 + m0 + m) * p.out_stride_m + b.n;
-    const F32 y = p.bias ? acc[m] * multiplier + bias : acc[m] * multiplier;
-    if (channels == kChannels) {
-      store(out, y);
-    } else {
-      store_n(out, y, channels);
-    }
-  }
+  write_rows<kRows>(p, b, acc, tile.m0 + m0);
 }
 
 // All rows of a tile, kRows or fewer at once.
@@ -102,6 +110,35 @@ void block_tile(const QuantLinearParams& p, const Block& b, const Tile& tile, in
   }
 }
 
+#if defined(PYSPEC_ISA_AMX)
+template <QuantFormat kFormat, int kRows>
+void amx_rows(const QuantLinearParams& p, const Block& b, const Tile& tile, const int8_t* rows,
+              uint8_t* lines) {
+  if constexpr (kRows > kAmxRows) {
+    if (tile.R < kRows) return amx_rows<kFormat, kRows - 1>(p, b, tile, rows, lines);
+  }
+  const int64_t passes = (p.M + kRowTile - 1) / kRowTile, pass = tile.m0 / kRowTile;
+  PairProduct<kFormat, kRows> product;
+  product.scales = b.scales;
+  product.values = b.values;
+  product.lines = lines;
+  product.rows = rows;
+  product.scale = tile.a.scale;
+  product.sum = tile.a.sum;
+  product.negative = tile.a.negative_sums;
+  product.pairs = Pairs<kFormat>::count(p.K);
+  product.groups = p.K / kGroup;
+  product.R = tile.R;
+  product.unpack = pass == 0;
+  product.passes = passes;
+  product.next_fetch = pass;
+  product.ahead = passes == 1 ? kPrefetchBytes : packed_block_bytes(kFormat, p.K);
+  F32 acc[kRows];
+  product.run(acc);
+  write_rows<kRows>(p, b, acc, tile.m0);
+}
+#endif
+
 template <QuantFormat kFormat>
 void run(const QuantLinearParams& p) {
   const Activations a(const_cast<void*>(p.activations), p.M, p.K);
@@ -109,11 +146,21 @@ void run(const QuantLinearParams& p) {
   const int64_t blocks = (p.N + kChannels - 1) / kChannels;
   const int64_t per_item = std::clamp(kItemBytes / block_bytes, int64_t(1), std::max<int64_t>(1, blocks / 8));
   const int64_t items = (blocks + per_item - 1) / per_item;
+  size_t scratch_bytes = p.packed ? 0 : size_t(block_bytes);
+#if defined(PYSPEC_ISA_AMX)
+  const bool amx = p.M >= kAmxRows;
+  const PairRows<kFormat> pairs(a, amx ? p.M : 0, p.K);
+  if (amx) scratch_bytes += size_t(pair_scratch_bytes<kFormat>(p.K));
+#endif
   parallel_for(items, [&](int64_t i_from_end) {
     const int64_t item =
         items - 1 - i_from_end;  // items are claimed from the last on: upwards through memory
     uint8_t* scratch = nullptr;
-    if (!p.packed) scratch = static_cast<uint8_t*>(thread_scratch(size_t(block_bytes)));
+    if (scratch_bytes) scratch = static_cast<uint8_t*>(thread_scratch(scratch_bytes));
+#if defined(PYSPEC_ISA_AMX)
+    Tiles tiles;
+    if (amx) tiles.configure(pair_tiles<kFormat>());
+#endif
     for (int64_t i = item * per_item; i < std::min(blocks, (item + 1) * per_item); ++i) {
       const uint8_t* packed = p.weight + i * block_bytes;
       if (!p.packed) {
@@ -127,6 +174,13 @@ void run(const QuantLinearParams& p) {
         tile.a.scale += m0 * G;
         tile.a.sum += m0 * G;
         tile.a.negative_sums += m0 * G * 3;
+#if defined(PYSPEC_ISA_AMX)
+        if (tile.R >= kAmxRows) {
+          uint8_t* lines = scratch + (p.packed ? 0 : block_bytes);
+          amx_rows<kFormat, int(kRowTile)>(p, b, tile, pairs.tile(m0 / kRowTile), lines);
+          continue;
+        }
+#endif
         block_tile<kFormat, kMaxRows>(p, b, tile, 0);
       }
     }

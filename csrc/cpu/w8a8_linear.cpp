@@ -5,6 +5,9 @@
 #include "cpu/int8_dot.h"
 #include "cpu/int8_rows.h"
 #include "cpu/kernel.h"
+#if defined(PYSPEC_ISA_AMX)
+#include "cpu/w8a8_amx.h"
+#endif
 
 namespace pyspec::PYSPEC_ISA {
 namespace {
@@ -96,9 +99,36 @@ void panel_product(const W8A8LinearParams& p, const Int8Rows& x, Part part, int6
   }
 }
 
+#if defined(PYSPEC_ISA_AMX)
+// Rows [m0, m1) of kBlocks blocks.
+template <int kBlocks>
+void amx_product(const W8A8LinearParams& p, const Int8Rows& x, const Part& part, int64_t m0, int64_t m1,
+                 Tiles& tiles) {
+  TileSums sums;
+  const int64_t passes = (m1 - m0 + 2 * kRowTile - 1) / (2 * kRowTile);
+  for (int64_t m = m0; m < m1; m += 2 * kRowTile) {
+    const int64_t rows = std::min(2 * kRowTile, m1 - m), first = std::min(rows, kRowTile),
+                  pass = (m - m0) / (2 * kRowTile);
+    tiles.configure(int8_tiles(first, rows - first));
+    rows > kRowTile ? tile_sums<2, kBlocks>(x, m, part.values, part.block_bytes, pass, passes, sums)
+                    : tile_sums<1, kBlocks>(x, m, part.values, part.block_bytes, pass, passes, sums);
+    for (int64_t r = 0; r < rows; ++r)
+      for (int b = 0; b < kBlocks; ++b)
+        write(p, m + r, part.n + 16 * b,
+              iload(sums.at[r / kRowTile][b][r % kRowTile]) - iset1(x.offsets[m + r]));
+  }
+}
+#endif
+
 void packed_product(const W8A8LinearParams& p, const Int8Rows& x) {
   const int64_t block_bytes = packed_int8_block_bytes(p.K), blocks = (p.N + 15) / 16;
-  const int64_t wide = p.M <= 4 ? 1 : kDotBlocks;  // few rows take one stream of memory at a time
+  const bool few = p.M <= 4;  // these take one stream of memory at a time
+#if defined(PYSPEC_ISA_AMX)
+  constexpr int kBlocks = 2;  // lines of two are held in tiles
+#else
+  constexpr int kBlocks = kDotBlocks;
+#endif
+  const int64_t wide = few ? 1 : kBlocks;
   const int64_t fit = kItemBytes / std::max<int64_t>(1, block_bytes) / wide * wide;
   const int64_t per_item = std::clamp(fit, wide, std::max(wide, blocks / 8 / wide * wide));
   const int64_t items = (blocks + per_item - 1) / per_item;
@@ -111,10 +141,19 @@ void packed_product(const W8A8LinearParams& p, const Int8Rows& x) {
     part.block_bytes = block_bytes;
     part.passes = (m1 - m0 + kDotRows - 1) / kDotRows;
     part.kept = static_cast<uint8_t*>(thread_scratch(size_t(part.passes * kKeptBytes)));
+#if defined(PYSPEC_ISA_AMX)
+    Tiles tiles;
+#endif
     for (int64_t b = first; b < std::min(blocks, first + per_item); b += wide) {
       part.values = reinterpret_cast<const uint8_t*>(p.weight) + b * block_bytes;
       part.n = b * 16;
       const bool whole = wide > 1 && b + wide <= blocks;
+#if defined(PYSPEC_ISA_AMX)
+      if (!few) {
+        whole ? amx_product<kBlocks>(p, x, part, m0, m1, tiles) : amx_product<1>(p, x, part, m0, m1, tiles);
+        continue;
+      }
+#endif
       whole ? panel_product<kDotBlocks>(p, x, part, m0, m1) : panel_product<1>(p, x, part, m0, m1);
     }
   });

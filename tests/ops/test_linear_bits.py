@@ -21,7 +21,7 @@ NAMES = (
     "quant_linear", "quantize_activations", "silu_mul", "w4a16_linear", "w8a8_linear", "w8a8_linear_packed",
 )  # fmt: skip
 ROOT = Path(__file__).parents[2]
-SETS = {"generic": "", "avx2": "avx2", "avx512": "avx512vnni", "neon": "neon"}
+SETS = {"generic": "", "avx2": "avx2", "avx512": "avx512vnni", "amx": "amx", "neon": "neon"}
 
 
 def digest(name: str) -> str:
