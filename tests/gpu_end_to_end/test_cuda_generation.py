@@ -39,20 +39,36 @@ def test_tokens_are_the_cpu_s(model: str, speculation: str, sampling: str, model
     generation.check(models[model], "cuda-emulated", sampling, speculation)
 
 
+@pytest.fixture
+def ran(emulated: None) -> list[str]:
+    """The ops that run, in order."""
+    ops: list[str] = []
+
+    def call(op: str, *args: Any, **kwargs: Any) -> Any:
+        ops.append(op)
+        return emulator.call(op, *args, **kwargs)
+
+    backends.register_emulator("cuda-emulated", call, emulator.missing)
+    return ops
+
+
+def test_a_draft_head_changes_no_token(models: dict[str, Path], tmp_path: Path, ran: list[str]) -> None:
+    """A level of its trees is one build_tree over its part of the vocabulary."""
+    generation.check_head(models["llama"], "cuda-emulated", generation.head(models["llama"], tmp_path))
+    assert {"build_tree", "verify_tree", "quant_linear"} <= set(ran)
+
+
+@pytest.mark.parametrize("verifier", ["traversal", "top_down"])
+def test_rejection_gives_the_cpu_s_tokens(verifier: str, models: dict[str, Path], ran: list[str]) -> None:
+    generation.check_rejection(models["llama"], "cuda-emulated", verifier)
+    assert {"draw_children", "verify_drawn", "edit_logits"} <= set(ran)
+
+
 def test_norms_of_heads_and_other_flags(models: dict[str, Path]) -> None:
     generation.check(models["qwen3"], "cuda-emulated", "greedy", "random")
 
 
-def test_attention_is_planned_once_for_all_layers(
-    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ran: list[str] = []
-
-    def call(op: str, *args: Any, **kwargs: Any) -> Any:
-        ran.append(op)
-        return emulator.call(op, *args, **kwargs)
-
-    backends.register_emulator("cuda-emulated", call, emulator.missing)
+def test_attention_is_planned_once_for_all_layers(models: dict[str, Path], ran: list[str]) -> None:
     generation.generate(models["llama"], "cuda-emulated", generation.SAMPLING["greedy"], speculation="off")
     assert (
         ran.count("tree_attention_run")

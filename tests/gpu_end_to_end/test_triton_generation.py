@@ -44,5 +44,13 @@ def test_tokens_are_the_cpu_s(speculation: str, sampling: str, model: Path) -> N
     generation.check(model, "triton-emulated", sampling, speculation)
 
 
+def test_a_draft_head_changes_no_token(model: Path, tmp_path: Path) -> None:
+    generation.check_head(model, "triton-emulated", generation.head(model, tmp_path))
+
+
+def test_rejection_gives_the_cpu_s_tokens(model: Path) -> None:
+    generation.check_rejection(model, "triton-emulated", "traversal")
+
+
 def test_rows_of_a_gguf_file(tmp_path: Path) -> None:
     generation.check(generation.gguf(tmp_path / "m.gguf"), "triton-emulated", "greedy", "random")
