@@ -49,6 +49,10 @@ MODES = ("auto", "always")
 NODES = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32)
 MOST_DEPTHS = 8
 SHORTEST = 8  # decoded tokens of an answer that is timed
+# Metrics of a way beside plain decoding.
+AGAINST_PLAIN = (
+    "ratio", "cpu_ratio", "mean_ratio", "least_ratio", "least_cpu_ratio", "tokens_a_step", "nodes_a_step",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -255,16 +259,7 @@ def print_rows(rows: list[Row]) -> None:
     by_case: dict[str, dict[str, float]] = {}
     for row in rows:
         by_case.setdefault(row["case"], {})[row["metric"]] = row["value"]
-    names = (
-        "ratio",
-        "cpu_ratio",
-        "mean_ratio",
-        "least_ratio",
-        "least_cpu_ratio",
-        "tokens_a_step",
-        "nodes_a_step",
-        "overhead",
-    )
+    names = *AGAINST_PLAIN, "overhead"
     print(f"{'':46}{''.join(f'{name:>16}' for name in (*names, 'ceiling'))}")
     for case, found in by_case.items():
         first = names[0] if names[0] in found else next(iter(found))

@@ -23,7 +23,7 @@ Shared prefixes are read by every request: the cascade over them is in the CUDA 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -75,7 +75,7 @@ def pick_config(
 ) -> Config:  # fmt: skip
     """Tiles and parts for T nodes of B requests whose page tables have room for `slots` slots each."""
     heads = H // G
-    width = D * 2 // pages.itemsize if is_split(q, pages) else 0  # 8-bit keys are held twice
+    width = D * (2 if is_split(q, pages) else 1) // pages.itemsize  # 8-bit keys are held twice
     block_m = 64 if width <= 128 else 32 if width <= 256 else 16  # what registers hold
     tiles = min(T * heads, (T * heads + B * (block_m - 1)) // block_m)  # one more a request than whole tiles
     spans = max(1, triton.cdiv(slots, SPAN))
@@ -83,6 +83,11 @@ def pick_config(
     if 4 * spans * T * H * (D + 2) > MAX_WORKSPACE:
         parts = 1
     return Config(SPAN, block_m, 32, 8 if D > 64 else 4, tiles, spans, parts)
+
+
+def options(D: int, parts: int) -> dict[str, Any]:
+    """How the kernel is compiled: with stored spans of a small head ptxas would spill to fit a third block."""
+    return {"enable_fp_fusion": False} | ({"maxnreg": 255} if parts > 1 and D <= 64 else {})
 
 
 @triton.jit
@@ -310,7 +315,7 @@ def _launch(
         *v_pages.stride()[:3], *scale_strides, PARTS=c.parts, R=H // G, S=S, D=D, SPAN=c.span,
         WINDOW=window > 0, SOFTCAP=softcap > 0, F16=k_pages.dtype == torch.float16,
         SPLIT=is_split(q.dtype, k_pages.dtype), BLOCK_M=c.block_m, BLOCK_N=c.block_n, BLOCK_D=block_d,
-        BLOCK_B=block_b, PLANTED_BUG=bug, num_warps=c.num_warps, enable_fp_fusion=False,
+        BLOCK_B=block_b, PLANTED_BUG=bug, num_warps=c.num_warps, **options(D, c.parts),
     )  # fmt: skip
     if c.parts > 1:
         block_h = min(8, triton.next_power_of_2(H))
@@ -332,7 +337,9 @@ def aot_cases() -> list[AotCase]:
         ("D256-i8", 256, "bf16", "i8", False, 1),
         ("D256-i8-fp32", 256, "fp32", "i8", False, 1),
         ("D128-window", 128, "bf16", "bf16", True, 1),
+        ("D64-parts", 64, "bf16", "bf16", False, 4),
         ("D128-parts", 128, "bf16", "bf16", False, 4),
+        ("D256-i8-parts", 256, "bf16", "i8", False, 4),
     ]
     cases = []
     for name, D, q, page, windowed, parts in usual + more:
@@ -345,7 +352,8 @@ def aot_cases() -> list[AotCase]:
         if page == "bf16":
             constants |= {"k_scale_ptr": None, "v_scale_ptr": None}
         types = {"q_ptr": f"*{q}", "out_ptr": f"*{q}", "k_pages_ptr": f"*{page}", "v_pages_ptr": f"*{page}"}
-        cases.append(_aot_case(f"tree_attention-{name}", attend_kernel, types, constants, c))
+        case = _aot_case(f"tree_attention-{name}", attend_kernel, types, constants, c)
+        cases.append(replace(case, options=options(D, parts)))
     constants = {
         "D": 128, "SPAN": SPAN, "WINDOW": False, "BLOCK_H": 8, "BLOCK_D": 128, "BLOCK_B": 8,
         "sinks_ptr": None,

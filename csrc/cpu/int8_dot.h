@@ -13,8 +13,6 @@ namespace pyspec::PYSPEC_ISA {
 
 #if defined(PYSPEC_ISA_AVX512)
 constexpr int kDotRows = 8, kDotBlocks = 2;  // 16 sums, 2 lines, 1 broadcast
-#elif defined(PYSPEC_ISA_AVXVNNI)
-constexpr int kDotRows = 4, kDotBlocks = 1;  // 8 sums of 8 channels, 2 halves of a line, 1 broadcast
 #elif defined(PYSPEC_ISA_AVX2)
 constexpr int kDotRows = 2, kDotBlocks = 1;  // 8 sums of pairs, 4 quarters of a line, 1 broadcast
 #else
@@ -55,29 +53,6 @@ struct Int8Sums {
     const I32 all{kChains == 2 ? _mm512_add_epi32(sum[0][m][b], sum[kChains - 1][m][b]) : sum[0][m][b]};
     return all - iset1(offset);
   }
-#elif defined(PYSPEC_ISA_AVXVNNI)
-  I32 sum[kRows][kBlocks];
-
-  Int8Sums() {
-    for (auto& row : sum)
-      for (I32& s : row) s = iset1(0);
-  }
-  void add(const int8_t* x, const uint8_t* values, int64_t) {
-    static_assert(kBlocks == 1);
-#pragma GCC unroll 4
-    for (int r = 0; r < 16; ++r) {
-      const I32 line = iload(reinterpret_cast<const int32_t*>(values + r * 64));
-#pragma GCC unroll 4
-      for (int m = 0; m < kRows; ++m) {
-        int32_t four;
-        std::memcpy(&four, x + m * 64 + r * 4, 4);
-        const __m256i xs = _mm256_set1_epi32(four);
-        sum[m][0].lo = _mm256_dpbusd_avx_epi32(sum[m][0].lo, line.lo, xs);
-        sum[m][0].hi = _mm256_dpbusd_avx_epi32(sum[m][0].hi, line.hi, xs);
-      }
-    }
-  }
-  I32 total(int m, int b, int32_t offset) const { return sum[m][b] - iset1(offset); }
 #elif defined(PYSPEC_ISA_AVX2)
   __m256i sum[kRows][4];  // of 4 channels each: k 4 r, 4 r + 1 and k 4 r + 2, 4 r + 3 apart
 

@@ -19,7 +19,7 @@ class Transformers:
         torch.set_grad_enabled(False)
         self.model = AutoModelForCausalLM.from_pretrained(
             model, dtype=torch.bfloat16, attn_implementation="sdpa"
-        ).eval()
+        )
         return f"weights dequantised to bf16, KV bf16, torch {torch.__version__}"
 
     def prefill(self, prompt: list[int]) -> float:
