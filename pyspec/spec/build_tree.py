@@ -130,9 +130,8 @@ def child_scores(
     centred = z - best
     numerator, weight = centred * inv_t, noise.exp2(centred * (noise.LOG2E * inv_t))
     if rule == "shared_noise" and not greedy:
-        tokens = z.numel() if ids is None else int(ids[-1]) + 1
-        e = noise.exponential(seed, stream, position, tokens, z.device)
-        e = e if ids is None else e[ids.long()]
+        tokens = torch.arange(z.numel(), device=z.device) if ids is None else ids.long()
+        e = noise.exponential(seed, stream, position, tokens)
         numerator, weight = numerator - noise.log(e), weight / e
     log_q = numerator - noise.log(pipeline.lane_sum(weight).view(1))
     return (score + log_q).float()

@@ -11,8 +11,6 @@ Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -81,14 +79,14 @@ def log1(x: float) -> float:
     return log(torch.tensor([x], dtype=torch.float64)).item()
 
 
-def exponential(
-    seed: int, stream: int, position: int, vocab: int, device: torch.device | None = None
-) -> Tensor:
-    """E = exp(-g) of every token id at one absolute position: [vocab] float64, standard exponential."""
-    groups = torch.arange(math.ceil(vocab / 4), device=device)
-    words = philox((groups, position, stream, TOKENS), seed)
-    r = torch.stack(words, dim=1).reshape(-1)[:vocab]
-    v = (r.double() + 0.5) * 2.0**-32
+def exponential(seed: int, stream: int, position: int, ids: Tensor) -> Tensor:
+    """E = exp(-g) of token ids [n] int64 at one absolute position: [n] float64, standard exponential.
+
+    Each group of four ids is made once where they stand together.
+    """
+    groups, index = (ids // 4).unique_consecutive(return_inverse=True)
+    words = torch.stack(philox((groups, position, stream, TOKENS), seed), dim=1)
+    v = (words[index, ids % 4].double() + 0.5) * 2.0**-32
     return -log(1.0 - v)
 
 
@@ -100,4 +98,4 @@ def uniform(seed: int, stream: int, step: int, node: int, purpose: int, item: in
 
 def gumbel(seed: int, stream: int, position: int, vocab: int, device: torch.device | None = None) -> Tensor:
     """Standard Gumbel noise of every token id at one absolute position: [vocab] float64."""
-    return -log(exponential(seed, stream, position, vocab, device))
+    return -log(exponential(seed, stream, position, torch.arange(vocab, device=device)))

@@ -159,6 +159,17 @@ def test_part_of_the_vocabulary_is_the_whole_with_the_rest_impossible(rule: str)
     )  # sums of 70 terms, in another order
 
 
+def test_ids_far_apart() -> None:
+    """Noise is made for the columns' tokens alone: up to the largest id it would take gigabytes."""
+    logits = torch.randn(2, 3, generator=torch.Generator().manual_seed(9))
+    ids = ints(0, 2**30, 2**31 - 1)
+    laws = (ints(7), torch.ones(1), torch.tensor([5]), ints(1))
+    call = (logits, torch.zeros(2), ints(0, 2), *laws, ids)
+    got, want = (ops.build_tree(*call, width=6, backend=name) for name in (None, "spec"))
+    assert sorted(want[0][0].tolist()) == sorted(2 * ids.tolist())
+    assert all(map(torch.equal, got, want))
+
+
 @pytest.mark.parametrize(
     ("name", "index", "value", "message"),
     [

@@ -37,6 +37,16 @@ def test_counter_and_key_words_are_where_the_contract_says() -> None:
     assert g[9] == -noise.log(-noise.log(1 - v))
 
 
+def test_noise_of_some_ids_is_that_of_all() -> None:
+    """In any order, with repetitions, and up to the largest id without making those below it."""
+    ids = torch.tensor([9, 2, 2, 3, 8, 0, 10])
+    some = noise.exponential(5, 2, 9, ids)
+    assert torch.equal(some, noise.exponential(5, 2, 9, torch.arange(11))[ids])
+    words = noise.philox((torch.tensor([2**29 - 1]), 9, 2, noise.TOKENS), 5)
+    v = (words[3].double() + 0.5) * 2.0**-32
+    assert torch.equal(noise.exponential(5, 2, 9, torch.tensor([2**31 - 1])), -noise.log(1 - v))
+
+
 def ulps(got: Tensor, want: list[float]) -> float:
     exact = torch.tensor(want, dtype=torch.float64)
     return ((got - exact).abs() / (exact.abs() * 2.0**-52)).nan_to_num().max().item()
