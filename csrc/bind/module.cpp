@@ -81,10 +81,12 @@ void bind_step_executor(py::module_& m) {
   py::class_<StepExecutor>(m, "StepExecutor")
       .def(py::init<const StepArrays&, const CacheShape&, int64_t, int64_t>(), py::arg("arrays"),
            py::arg("cache"), py::arg("max_tokens"), py::arg("heads"))
-      .def("rms_norm", [=](StepExecutor& e, Rows x, uintptr_t w, Rows out, int64_t heads,
-                           float eps) { e.rms_norm(x, weight(w), out, heads, eps); })
-      .def("add_rms_norm", [=](StepExecutor& e, Rows residual, Rows delta, uintptr_t w, Rows out,
-                               float eps) { e.add_rms_norm(residual, delta, weight(w), out, eps); })
+      .def("rms_norm", [=](StepExecutor& e, Rows x, uintptr_t w, Rows out, int64_t heads, float eps,
+                           bool quantized) { e.rms_norm(x, weight(w), out, heads, eps, quantized); })
+      .def("add_rms_norm",
+           [=](StepExecutor& e, Rows residual, Rows delta, uintptr_t w, Rows out, float eps, bool quantized) {
+             e.add_rms_norm(residual, delta, weight(w), out, eps, quantized);
+           })
       .def("rope", [=](StepExecutor& e, Rows x, uintptr_t table, int64_t heads,
                        int64_t rotary) { e.rope(x, weight(table), heads, rotary); })
       .def("append_kv", [=](StepExecutor& e, Rows k, Rows v, uintptr_t table, int64_t layer,

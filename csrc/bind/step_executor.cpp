@@ -43,8 +43,9 @@ StepExecutor::StepExecutor(const StepArrays& arrays, const CacheShape& cache, in
                     kAlign);
 }
 
-void StepExecutor::rms_norm(Rows x, const float* weight, Rows out, int64_t heads, float eps) {
+void StepExecutor::rms_norm(Rows x, const float* weight, Rows out, int64_t heads, float eps, bool quantized) {
   const int64_t K = x.columns / heads;
+  if (quantized) return norm_quantized(x, nullptr, weight, eps);
   if (heads == 1 && out.columns == out.stride) {
     add([=](const StepSizes& s) {
       rms_norm_cpu({x.data, nullptr, weight, out.data, s.T, K, x.stride, eps});
@@ -58,9 +59,18 @@ void StepExecutor::rms_norm(Rows x, const float* weight, Rows out, int64_t heads
   });
 }
 
-void StepExecutor::add_rms_norm(Rows residual, Rows delta, const float* weight, Rows out, float eps) {
+void StepExecutor::add_rms_norm(Rows residual, Rows delta, const float* weight, Rows out, float eps,
+                                bool quantized) {
+  if (quantized) return norm_quantized(delta, residual.data, weight, eps);
   add([=](const StepSizes& s) {
     rms_norm_cpu({delta.data, residual.data, weight, out.data, s.T, residual.columns, delta.stride, eps});
+  });
+}
+
+void StepExecutor::norm_quantized(Rows x, float* residual, const float* weight, float eps) {
+  reserve_activations(x.columns);
+  add([=, this](const StepSizes& s) {
+    rms_norm_cpu({x.data, residual, weight, nullptr, s.T, x.columns, x.stride, eps, activations()});
   });
 }
 
@@ -157,25 +167,33 @@ void StepExecutor::linear(Rows x, const void* packed, DType dtype, const float* 
   });
 }
 
-void StepExecutor::quantize(Rows x) {
-  const size_t bytes = size_t(activation_bytes(max_tokens_, x.columns)) + kAlign;
+void StepExecutor::reserve_activations(int64_t columns) {
+  const size_t bytes = size_t(activation_bytes(max_tokens_, columns)) + kAlign;
   if (activations_.size() < bytes) activations_.resize(bytes);
+}
+
+void* StepExecutor::activations() const { return aligned<void>(activations_); }
+
+void StepExecutor::quantize(Rows x) {
+  reserve_activations(x.columns);
   add([=, this](const StepSizes& s) {
-    quantize_activations_cpu({x.data, aligned<void>(activations_), x.count(s), x.columns, x.stride});
+    quantize_activations_cpu({x.data, activations(), x.count(s), x.columns, x.stride});
   });
 }
 
 void StepExecutor::quant_linear(const uint8_t* packed, QuantFormat format, const float* bias, Rows x,
                                 Rows out) {
   add([=, this](const StepSizes& s) {
-    quant_linear_cpu({aligned<void>(activations_), packed, bias, out.data, format, true, x.count(s),
-                      out.columns, x.columns, out.stride});
+    quant_linear_cpu({activations(), packed, bias, out.data, format, true, x.count(s), out.columns, x.columns,
+                      out.stride});
   });
 }
 
-void StepExecutor::gated(Rows gate_up, Rows out, bool gelu) {
-  add([=](const StepSizes& s) {
-    silu_mul_cpu({gate_up.data, out.data, gelu, s.T, out.columns, gate_up.stride, out.stride});
+void StepExecutor::gated(Rows gate_up, Rows out, bool gelu, bool quantized) {
+  if (quantized) reserve_activations(out.columns);
+  add([=, this](const StepSizes& s) {
+    silu_mul_cpu({gate_up.data, out.data, gelu, s.T, out.columns, gate_up.stride, out.stride,
+                  quantized ? activations() : nullptr});
   });
 }
 

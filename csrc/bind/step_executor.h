@@ -70,8 +70,10 @@ class StepExecutor {
  public:
   StepExecutor(const StepArrays& arrays, const CacheShape& cache, int64_t max_tokens, int64_t heads);
 
-  void rms_norm(Rows x, const float* weight, Rows out, int64_t heads, float eps);
-  void add_rms_norm(Rows residual, Rows delta, const float* weight, Rows out, float eps);
+  // quantized: the result is quantised for the quant_linear launches that follow, as quantize() does, and not
+  // written. Not for heads > 1.
+  void rms_norm(Rows x, const float* weight, Rows out, int64_t heads, float eps, bool quantized);
+  void add_rms_norm(Rows residual, Rows delta, const float* weight, Rows out, float eps, bool quantized);
   void rope(Rows x, const float* table, int64_t heads, int64_t rotary);
   void append_kv(Rows k, Rows v, const float* table, int64_t layer, int64_t rotary);
   void tree_attention(Rows q, Rows out, int64_t layer, float scale, float softcap, int64_t window);
@@ -80,7 +82,7 @@ class StepExecutor {
   void linear(Rows x, const void* packed, DType dtype, const float* bias, Rows out);
   void quantize(Rows x);  // for the quant_linear launches that follow, until the next quantize
   void quant_linear(const uint8_t* packed, QuantFormat format, const float* bias, Rows x, Rows out);
-  void gated(Rows gate_up, Rows out, bool gelu);
+  void gated(Rows gate_up, Rows out, bool gelu, bool quantized);  // quantized: as in rms_norm
   void softcap(Rows x, float cap);
   void gather_rows(Rows x, Rows out);
   void copy(Rows x, Rows out);
@@ -94,6 +96,9 @@ class StepExecutor {
   size_t workspace_bytes() const { return workspace_.size() + activations_.size(); }
 
  private:
+  void norm_quantized(Rows x, float* residual, const float* weight, float eps);
+  void reserve_activations(int64_t columns);
+  void* activations() const;
   KvPages pages(uintptr_t base, int64_t layer) const;
   float* scales(float* base, int64_t layer) const;
   void add(std::function<void(const StepSizes&)> launch) { launches_.push_back(std::move(launch)); }

@@ -11,11 +11,15 @@ namespace {
 constexpr int64_t kSerialElements = 32768;  // fewer are not worth waking a thread for
 
 void rotate_token(const RopeParams& p, int64_t t) {
-  float* row = static_cast<float*>(thread_scratch(size_t(p.D) * sizeof(float)));
+  const float* angles = p.rope_table + p.positions[t] * p.Y;
+  const bool f32 = p.dtype == DType::kF32;
+  float* scratch = f32 ? nullptr : static_cast<float*>(thread_scratch(size_t(p.D) * sizeof(float)));
   for (int64_t h = 0; h < p.H; ++h) {
-    widen_row(p.x, t * p.x_stride_t + h * p.D, p.D, p.dtype, row);
-    rotate_row(row, p.rope_table + p.positions[t] * p.Y, p.Y, p.interleaved);
-    narrow_row(row, p.D, p.dtype, p.out, t * p.out_stride_t + h * p.D);
+    const int64_t from = t * p.x_stride_t + h * p.D, to = t * p.out_stride_t + h * p.D;
+    float* row = f32 ? static_cast<float*>(p.out) + to : scratch;
+    if (!f32 || p.x != p.out) widen_row(p.x, from, p.D, p.dtype, row);
+    rotate_row(row, angles, p.Y, p.interleaved);
+    if (!f32) narrow_row(row, p.D, p.dtype, p.out, to);
   }
 }
 

@@ -47,7 +47,16 @@ inline void narrow_row(const float* from, int64_t D, DType dtype, void* to, int6
 // RoPE of the first Y elements in place; `angles` holds Y/2 cosines, then Y/2 sines.
 inline void rotate_row(float* x, const float* angles, int64_t Y, bool interleaved) {
   const int64_t half = Y / 2, step = interleaved ? 2 : 1, other = interleaved ? 1 : half;
-  for (int64_t i = 0; i < half; ++i) {
+  int64_t i = 0;
+  if (!interleaved) {
+    for (; i + kLanes <= half; i += kLanes) {
+      const F32 a = load(x + i), b = load(x + half + i), cosine = load(angles + i),
+                sine = load(angles + half + i);
+      store(x + i, fma(a, cosine, b * (sine * set1(-1.0f))));
+      store(x + half + i, fma(b, cosine, a * sine));
+    }
+  }
+  for (; i < half; ++i) {
     const float a = x[i * step], b = x[i * step + other], cosine = angles[i], sine = angles[half + i];
     x[i * step] = __builtin_fmaf(a, cosine, -(b * sine));
     x[i * step + other] = __builtin_fmaf(b, cosine, a * sine);

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // CPU silu_mul and gelu_mul: both are g / (1 + exp(-s)) * up with s = g, or s = sqrt(8/pi) (g + 0.044715
-// g^3), which is GELU's tanh approximation. One item is a part of one row.
+// g^3), which is GELU's tanh approximation. One item is a part of one row, or of a tile of rows where they
+// are quantised.
 #include "pyspec/silu_mul.h"
 
 #include "cpu/kernel.h"
+#include "cpu/quantize_units.h"
 
 namespace pyspec::PYSPEC_ISA {
 namespace {
@@ -35,9 +37,18 @@ void columns(const float* g, const float* up, float* out, int64_t count) {
   if (count) store_n(out, gate<kGelu>(load_n(g, int(count)), load_n(up, int(count))), int(count));
 }
 
+template <bool kGelu>
+void quantized(const SiluMulParams& p) {
+  quantize_rows(p.workspace, p.M, p.F, p.M * p.F >= kSerialElements, [&](int64_t m, int64_t k) {
+    const float* g = p.gate_up + m * p.gate_up_stride_m + k;
+    return gate<kGelu>(load(g), load(g + p.F));
+  });
+}
+
 }  // namespace
 
 void silu_mul(const SiluMulParams& p) {
+  if (p.workspace) return p.gelu ? quantized<true>(p) : quantized<false>(p);
   const int64_t parts = (p.F + kItemColumns - 1) / kItemColumns;
   auto part = [&](int64_t item) {
     const int64_t m = item / parts, first = item % parts * kItemColumns;

@@ -387,11 +387,24 @@ inline float reduce_max(F32 a) {
   return a.v[0];
 }
 #endif
-inline void store_bf16(uint16_t* p, F32 a) {  // round to nearest even; NaN stays NaN
+// Round to nearest even; NaN stays NaN.
+#if defined(PYSPEC_ISA_AVX512)
+inline void store_bf16(uint16_t* p, F32 a) {
+  const __m512i x = _mm512_castps_si512(a.v), high = _mm512_srli_epi32(x, 16);
+  const __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
+  const __m512i rounded =
+      _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(x, _mm512_set1_epi32(0x7fff)), odd), 16);
+  const __mmask16 nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
+  const __m512i result = _mm512_mask_or_epi32(rounded, nan, high, _mm512_set1_epi32(0x40));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(result));
+}
+#else
+inline void store_bf16(uint16_t* p, F32 a) {
   alignas(64) float t[16];
   store(t, a);
   for (int i = 0; i < 16; ++i) p[i] = f32_to_bf16(t[i]);
 }
+#endif
 // 2^x for x <= 127 by a polynomial of degree 6 on [-1/2, 1/2] (relative error 2e-7); exactly 0 below -126.
 inline F32 exp2(F32 x) {
   const F32 magic = set1(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer

@@ -24,6 +24,7 @@ from pyspec.models.quant_formats import QuantTensor
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 4}  # enum DType
 _FORMATS = ("q4_0", "q4_1", "q5_0", "q8_0", "q4_k", "q6_k")  # enum QuantFormat
 MAX_HEAD_DIM = 256  # of tree_attention's kernel
+FUSED = ("rms_norm", "add_rms_norm", "silu_mul", "gelu_mul")  # their kernels can quantise what they make
 
 
 class CompiledExecutor:
@@ -70,9 +71,12 @@ class CompiledExecutor:
         self._walk = CompiledWalk(native, self._executor, batch, logits)
         # Whose int8 rows lie in the workspace at this point of the program.
         self._quantized: Ref | None = None
-        for step in program.steps:
+        for i, step in enumerate(program.steps):
+            self._fused = for_products_alone(program, i, self._is_quantised)
             getattr(self, "_" + step.op)(step)
-            if self._quantized is not None and self._quantized.buffer == step.output.buffer:
+            if self._fused:
+                self._quantized = step.output
+            elif self._quantized is not None and self._quantized.buffer == step.output.buffer:
                 self._quantized = None
         del self._source
 
@@ -108,6 +112,9 @@ class CompiledExecutor:
     def nbytes(self) -> dict[str, int]:
         buffers = sum(t.nbytes for t in self._buffers.values()) + self._executor.workspace_bytes()
         return {"weights": sum(t.nbytes for t in self._held.values()), "buffers": buffers}
+
+    def _is_quantised(self, name: str) -> bool:
+        return isinstance(self._source[name], QuantTensor)
 
     def _rows(self, ref: Ref) -> Any:
         buffer = self._buffers[ref.buffer]
@@ -178,12 +185,12 @@ class CompiledExecutor:
 
     def _rms_norm(self, step: Step) -> None:
         x, out, heads = self._rows(step.inputs[0]), self._rows(step.output), step.attrs.get("heads", 1)
-        self._executor.rms_norm(x, self._f32(*step.weights), out, heads, step.attrs["eps"])
+        self._executor.rms_norm(x, self._f32(*step.weights), out, heads, step.attrs["eps"], self._fused)
 
     def _add_rms_norm(self, step: Step) -> None:
         x, delta = (self._rows(ref) for ref in step.inputs)
         self._executor.add_rms_norm(
-            x, delta, self._f32(*step.weights), self._rows(step.output), step.attrs["eps"]
+            x, delta, self._f32(*step.weights), self._rows(step.output), step.attrs["eps"], self._fused
         )
 
     def _rope(self, step: Step) -> None:
@@ -205,10 +212,10 @@ class CompiledExecutor:
         self._executor.tree_attention(q, out, a["layer"], a["scale"], a["softcap"], a["window"])
 
     def _silu_mul(self, step: Step) -> None:
-        self._executor.gated(self._rows(step.inputs[0]), self._rows(step.output), False)
+        self._executor.gated(self._rows(step.inputs[0]), self._rows(step.output), False, self._fused)
 
     def _gelu_mul(self, step: Step) -> None:
-        self._executor.gated(self._rows(step.inputs[0]), self._rows(step.output), True)
+        self._executor.gated(self._rows(step.inputs[0]), self._rows(step.output), True, self._fused)
 
     def _gather_rows(self, step: Step) -> None:
         self._executor.gather_rows(self._rows(step.inputs[0]), self._rows(step.output))
@@ -218,6 +225,29 @@ class CompiledExecutor:
 
     def _softcap(self, step: Step) -> None:
         self._executor.softcap(self._rows(step.output), step.attrs["cap"])
+
+
+def for_products_alone(program: Program, i: int, is_quantised: Callable[[str], bool]) -> bool:
+    """Whether step i makes rows that only quantised products read, the first of them before any other rows are quantised.
+
+    Then its launch quantises them and writes no f32 rows. is_quantised: of a weight, by name.
+    """
+    step = program.steps[i]
+    if step.op not in FUSED or step.attrs.get("heads", 1) > 1 or step.output.buffer in program.outputs:
+        return False
+    read = False
+    for later in program.steps[i + 1 :]:
+        if any(ref.buffer == step.output.buffer for ref in later.inputs):
+            if later.op != "linear" or later.inputs != (step.output,):
+                return False
+            if not all(is_quantised(name) for name in later.weights[: later.attrs["parts"]]):
+                return False
+            read = True
+        elif not read and later.op != "copy":
+            return False
+        if later.output.buffer == step.output.buffer:
+            break
+    return read
 
 
 def _compute_dtype(weight: Tensor) -> torch.dtype:

@@ -14,6 +14,9 @@ struct RmsNormParams {
   int64_t M, K;
   int64_t x_stride_m;
   float eps;
+  // On the CPU alone: if not null, rows are quantised there as quantize_activations_cpu does (K a multiple of
+  // 32), and out is not written.
+  void* workspace = nullptr;
 };
 
 void rms_norm_cpu(const RmsNormParams& p);

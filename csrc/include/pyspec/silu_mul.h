@@ -12,6 +12,9 @@ struct SiluMulParams {
   bool gelu;             // tanh approximation of GELU instead of SiLU
   int64_t M, F;
   int64_t gate_up_stride_m, out_stride_m;
+  // On the CPU alone: if not null, rows are quantised there as quantize_activations_cpu does (F a multiple of
+  // 32), and out is not written.
+  void* workspace = nullptr;
 };
 
 void silu_mul_cpu(const SiluMulParams& p);
