@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyspec.trees import TokenTree
+from pyspec.trees.acceptance import Predictions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,6 +49,11 @@ class Proposal:
     path_probability: NDArray[np.float32]
     drawn: DrawnRows | None = None
 
+    @cached_property
+    def predictions(self) -> Predictions:
+        """The nodes as calibration sees them."""
+        return Predictions(self.tree.links, self.path_probability)
+
     @staticmethod
     def root(token: int) -> Proposal:
         """The proposal of nothing: a root alone."""
@@ -53,7 +61,12 @@ class Proposal:
 
     def prefix(self, num_nodes: int) -> Proposal:
         """The first, that is the likeliest, `num_nodes` nodes (>= 1)."""
-        return Proposal(self.tree.prefix(num_nodes), self.path_probability[:num_nodes], self.drawn)
+        if num_nodes >= len(self.tree):
+            return self
+        part = Proposal(self.tree.prefix(num_nodes), self.path_probability[:num_nodes], self.drawn)
+        if "predictions" in self.__dict__:
+            part.__dict__["predictions"] = self.predictions.first(num_nodes)
+        return part
 
 
 class Failure(NamedTuple):
@@ -74,7 +87,8 @@ class DraftState(Protocol):
     """What a draft keeps of one request."""
 
     def extend(self, tokens: Sequence[int], features: Tensor | None = None) -> None:
-        """Committed tokens, each exactly once and in order: first the prompt, in one piece or in chunks, then what steps accept.
+        """Committed tokens, each exactly once and in order: first the prompt, in one piece or in chunks, then what steps accept,
+        which may be told for several steps at once, before the next proposal.
 
         features: f32 [len(tokens), taps * hidden] for a draft with taps: the target's residual stream at these tokens, valid
         during the call.
@@ -202,14 +216,15 @@ def check_proposal(proposal: object, root: int, budget: int, vocab_size: int) ->
         return f"tree must begin with its root {root}, got token {tokens[0]} below {parents[0]}"
     if count == 1:
         return ""
-    if tokens.min() < 0 or tokens.max() >= vocab_size:
+    ids = tokens.tolist()
+    if min(ids) < 0 or max(ids) >= vocab_size:
         bad = tokens[(tokens < 0) | (tokens >= vocab_size)][0]
         return f"tokens must be in [0, {vocab_size}), got {bad}"
-    below = parents[1:]
-    if below.min() < 0 or (below >= np.arange(1, count)).any():
+    links, likely = proposal.tree.links, probability.tolist()
+    if any(not 0 <= parent < node for node, parent in enumerate(links) if node):
         return "parents must lie before their children, got others"
-    if not (probability.min() >= 0 and probability.max() <= 1):  # NaN fails too
+    if not (min(likely) >= 0 and max(likely) <= 1 and math.isfinite(sum(likely))):  # NaN is in no order
         return "path_probability must be in [0, 1], got others"
-    if proposal.drawn is None and (probability[1:] > probability[:-1]).any():
+    if proposal.drawn is None and likely != sorted(likely, reverse=True):
         return "path_probability must not rise with the index, got others"
     return ""

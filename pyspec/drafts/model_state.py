@@ -6,12 +6,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from pyspec.spec.pipeline import GREEDY_BELOW
 
 from .base import Law
+from .feature_rows import FeatureRows
 
 if TYPE_CHECKING:
     from pyspec.engine.draft_runner import DraftRunner
@@ -27,10 +27,7 @@ class ModelState:
         self.step = 0  # proposals so far
         self.problem = ""  # why there can be none any more
         self._tokens: list[int] = []  # committed ones whose entries are not computed yet
-        self._features = torch.empty(
-            0, 0
-        )  # its first rows: those of the entries to come, the root's is the last
-        self._pending = 0  # of these rows
+        self._features = FeatureRows()  # of the entries to come, the root's is the last
         self._last: Tensor | None = None  # features of the entry of the root
         self._rooted = False  # whether the last entry is a root that is not committed yet
 
@@ -51,33 +48,21 @@ class ModelState:
             if features is None or len(features) != len(tokens):
                 found = "none" if features is None else list(features.shape)
                 raise ValueError(f"ModelDraft: features must be [{len(tokens)}, columns], got {found}")
-            self._keep(features)
+            self._features.append(features)
 
     def entries(self, root: int) -> tuple[list[int], Tensor | None]:
         """Tokens, and features, of the entries that end with the root's."""
         if self._rooted:  # a proposal was made and nothing came of it: the root's entry is computed again
             self.text.row.kv_len -= 1
             return [root], self._last
-        return [*self._tokens, root], self._features[: self._pending] if self._with_features else None
+        rows = self._features.first(len(self._features)) if self._with_features else None
+        return [*self._tokens, root], rows
 
     def computed(self, features: Tensor | None) -> None:
         """The entries are in the model's cache."""
-        self._tokens, self._pending, self._rooted = [], 0, True
+        self._tokens, self._rooted = [], True
+        self._features.drop(len(self._features))
         self._last = None if features is None else features[-1:].clone()
-
-    def _keep(self, features: Tensor) -> None:
-        """Copy rows of features behind those that are there: a step that asks no draft does no more than this."""
-        end = self._pending + len(features)
-        if end > len(self._features):
-            grown = features.new_empty(max(64, end, 2 * self._pending), features.size(1))
-            if self._pending:
-                grown[: self._pending] = self._features[: self._pending]
-            self._features = grown
-        if features.device.type == "cpu":  # by numpy: torch takes ten times as long for one row
-            self._features.numpy()[self._pending : end] = features.numpy()
-        else:
-            self._features[self._pending : end] = features
-        self._pending = end
 
     def room(self) -> int:
         """Entries that the model can still take."""

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from pyspec.drafts.base import Draft, DraftState, reason_of
+from pyspec.drafts.feature_rows import FeatureRows, Features
 from pyspec.trees.planner import RequestPlan
 
 MAX_FAILURES = 3
@@ -20,6 +21,7 @@ class RequestDraft:
     failures in a row the draft is switched off for the request.
 
     mode       how trees are chosen (see LLM); plan: what the planner knows of the request
+    text       committed tokens; drafts are told of them when they are asked, so a step that asks none does nothing but note them
     failed     proposals refused so far; off: drafts that were switched off, with the reason
     drafted_by, drafted, reason, failure   of the last step: whose tree, nodes below its root, why it was cut so, what was refused
     """
@@ -27,6 +29,7 @@ class RequestDraft:
     mode: str
     plan: RequestPlan
     states: dict[Draft, DraftState] = field(default_factory=dict)
+    text: list[int] = field(default_factory=list)
     failed: int = 0
     off: dict[str, str] = field(default_factory=dict)
     drafted_by: str = ""
@@ -34,14 +37,37 @@ class RequestDraft:
     reason: str = ""
     failure: str = ""
     _in_a_row: dict[Draft, int] = field(default_factory=dict)
+    _told: dict[Draft, int] = field(default_factory=dict)  # tokens of the text that a draft knows
+    _taps: FeatureRows = field(
+        default_factory=FeatureRows
+    )  # of the tokens that some draft with taps does not know
 
-    def extend(self, tokens: Sequence[int], features: Mapping[Draft, Tensor]) -> None:
-        """Tell every draft of committed tokens; one that raises no longer knows the text, so it is switched off."""
-        for draft, state in list(self.states.items()):
-            try:
-                state.extend(tokens, features.get(draft))
-            except Exception as error:
-                self._switch_off(draft, reason_of(error))
+    def commit(self, tokens: Sequence[int], taps: Features | None) -> None:
+        """The next tokens of the text. taps [len(tokens), columns]: of the model at them, for drafts with taps."""
+        self.text += tokens
+        if taps is not None and any(draft.taps for draft in self.states):
+            self._taps.append(taps)
+
+    def tell(self, draft: Draft, columns: Callable[[Draft, Tensor], Tensor]) -> None:
+        """Tell a draft of what was committed since it last knew; one that raises no longer knows the text, so it is switched off.
+
+        columns(draft, taps): a draft's own of those of all.
+        """
+        told, end = self._told.get(draft, 0), len(self.text)
+        if told == end:
+            return
+        self._told[draft] = end
+        features = None
+        if draft.taps and len(self._taps) >= end - told:
+            waiting = self._taps.first(len(self._taps))
+            features = columns(draft, waiting[len(waiting) - (end - told) :])
+        try:
+            self.states[draft].extend(self.text[told:], features)
+        except Exception as error:
+            self._switch_off(draft, reason_of(error))
+        if features is not None:
+            least = min((self._told.get(other, 0) for other in self.states if other.taps), default=end)
+            self._taps.drop(len(self._taps) - (end - least))
 
     def succeed(self, draft: Draft) -> None:
         """A proposal was taken."""

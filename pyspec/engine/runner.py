@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyspec.calls import take_rows
 from pyspec.drafts.base import Proposal
+from pyspec.drafts.feature_rows import Features
 from pyspec.engine.batch import StepBatch, Work
 from pyspec.engine.executor import Executor
 from pyspec.engine.request import Request
@@ -43,11 +44,8 @@ class Runner:
         for request in self._scheduler.admit():
             if request.kv_len and request.draft is not None:  # a sample that begins behind a shared prompt
                 assert request.shared is not None
-                features = request.shared.features()
-                request.draft.extend(
-                    request.prompt[: request.kv_len],
-                    {} if features is None else self._speculator.features_of(features),
-                )
+                request.draft.commit(request.prompt[: request.kv_len], request.shared.features())
+                self._speculator.tell(request)
         decoding = [request for request in self._scheduler.running if not request.in_prefill]
         planned = any(request.draft is not None and request.draft.mode == "auto" for request in decoding)
         clock = time.perf_counter if planned or self.observer is not None else _no_clock
@@ -91,6 +89,7 @@ class Runner:
         The executor compacts the cache behind them.
         """
         taps = self._executor.taps() if self._speculator.taps else None
+        features = taps.numpy() if taps is not None and taps.device.type == "cpu" else taps
         if any(work.logit_rows for work in works):
             asked = [work.request.params.logprobs for work in works if work.logit_rows]
             watched = self.observer is not None and getattr(self.observer, "wants_logprobs", True)
@@ -109,7 +108,7 @@ class Runner:
                 request.drafted_nodes += len(work.tokens) - 1
                 nodes = path[b, :n]
                 paths[request] = nodes.tolist()
-                self._speculator.observe(request, proposals[request], nodes)
+                self._speculator.observe(request, proposals[request], paths[request])
                 in_place = nodes[-1] == n - 1  # nodes of a path ascend
                 committed, rows = work.tokens[nodes], slice(begin, begin + n) if in_place else nodes + begin
             else:
@@ -127,8 +126,11 @@ class Runner:
                 ]
                 request.emit(emitted[b, :n].tolist(), logprobs[b, :n].tolist(), top, self._eos)
             if request.draft is not None and request.finish_reason is None:
-                features = {} if taps is None else self._speculator.features_of(_rows_of(taps, rows))
-                request.draft.extend(committed.tolist(), features)
+                request.draft.commit(
+                    committed.tolist(), None if features is None else _rows_of(features, rows)
+                )
+                if request not in proposals:  # its prompt is followed while it is computed
+                    self._speculator.tell(request)
         return paths
 
     def _record(
@@ -172,8 +174,10 @@ class Runner:
         )
 
 
-def _rows_of(taps: Tensor, rows: NDArray[np.int32] | slice) -> Tensor:
-    return taps[rows] if isinstance(rows, slice) else take_rows(taps, torch.from_numpy(rows))
+def _rows_of(taps: Features, rows: NDArray[np.int32] | slice) -> Features:
+    if isinstance(taps, Tensor) and not isinstance(rows, slice):
+        return take_rows(taps, torch.from_numpy(rows))
+    return taps[rows]
 
 
 def _no_clock() -> float:

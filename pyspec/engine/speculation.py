@@ -30,6 +30,7 @@ from pyspec.trees.planner import Planner, RequestPlan
 from pyspec.trees.policy import PRUNABLE
 from pyspec.trees.request_plan import UNASKED
 from pyspec.trees.token_tree import Drawn, TokenTree
+from pyspec.trees.verifiers import VERIFIERS
 
 ALWAYS = "every node that was drafted"
 
@@ -48,12 +49,13 @@ class Speculator:
     ) -> None:
         """drafts: of modes that name none, in order of preference; suffix trees if there are none. verifier: of the trees."""
         self._verifier = verifier
+        # Whether its walk looks at how no tree was drawn: then there is nothing to check.
+        self._any_tree = not VERIFIERS[verifier].chains and VERIFIERS[verifier].walk in ("", "target")
         self._mode, self._max_nodes, self._vocab_size = mode, max_nodes, vocab_size
         self._random = np.random.default_rng(seed)
         self._named: dict[str, Draft] = {}
         self.drafts = tuple(drafts)
         self.taps = tuple(sorted({layer for draft in drafts for layer in draft.taps}))
-        self._tapping = [draft for draft in drafts if draft.taps]
         # Flat until measured: nodes up to the largest tree cost nothing more than one.
         self.planner = Planner(StepCost(CostTable((1,), (0,), ((1.0,),))))
         self.planned: list[Request] = []  # the "auto" requests of this step
@@ -89,12 +91,16 @@ class Speculator:
 
     def propose(self, requests: Sequence[Request]) -> dict[Request, Proposal]:
         """One tree per decoding request, the sizes of "auto" ones chosen together by expected tokens per second."""
-        proposals = {request: Proposal.root(request.root) for request in requests}
-        drafting = [r for r in requests if r.draft is not None]
-        self.planned = [r for r in drafting if _of(r).mode == "auto"]
-        for request in drafting:
-            state = _of(request)
-            state.drafted_by, state.drafted, state.reason, state.failure = "", 0, ALWAYS, ""
+        proposals: dict[Request, Proposal] = {}
+        drafting, self.planned = [], []
+        for request in requests:
+            proposals[request] = Proposal.root(request.root)
+            state = request.draft
+            if state is not None:
+                state.drafted_by, state.drafted, state.reason, state.failure = "", 0, ALWAYS, ""
+                drafting.append(request)
+                if state.mode == "auto":
+                    self.planned.append(request)
         if self.planned:
             plans = [_of(r).plan for r in self.planned]
             if self.planner.rest(plans):
@@ -107,16 +113,13 @@ class Speculator:
         if not drafting:
             return proposals
         # A tree deeper than the room left would compute tokens that can never be emitted.
-        budgets = {r: min(self._max_nodes, r.room) for r in drafting}
-        asking = [request for request, budget in budgets.items() if budget > 1]
-        for draft in dict.fromkeys(d for request in asking for d in _of(request).states):
-            self._ask(draft, [r for r in asking if draft in _of(r).states], budgets, proposals)
-        for request in asking:
+        budgets = {r: budget for r in drafting if (budget := min(self._max_nodes, r.room)) > 1}
+        for draft in dict.fromkeys(d for request in budgets for d in _of(request).states):
+            self._ask(draft, [r for r in budgets if draft in _of(r).states], budgets, proposals)
+        for request in budgets:
             if _of(request).mode == "random":
                 proposals[request] = self._randomised(proposals[request], budgets[request])
-        for (
-            request
-        ) in asking:  # before sizes are chosen: what a grammar refuses is no reason for a larger tree
+            # Before sizes are chosen: what a grammar refuses is no reason for a larger tree.
             if request.edits is not None and proposals[request].tree.drawn in PRUNABLE:
                 proposals[request] = request.edits.legal(proposals[request])
         self._cut(proposals)
@@ -144,6 +147,9 @@ class Speculator:
             members, auto = ([r for r in some if budgets[r] > 1] for some in (members, auto))
         elif draft.levels:  # of its last call: nodes of a model cost time also where they are cut off again
             budgets = budgets | {r: self.planner.reach(_of(r).plan, draft.name, budgets[r]) for r in auto}
+        for request in members:
+            _of(request).tell(draft, self._columns)
+        members, auto = ([r for r in some if draft in _of(r).states] for some in (members, auto))
         if not members:
             return
         started = time.perf_counter() if auto else 0.0
@@ -161,7 +167,7 @@ class Speculator:
         for request, proposal, limit in zip(members, found, limits, strict=True):
             reason = proposal.reason if isinstance(proposal, Failure) else ""
             reason = reason or check_proposal(proposal, request.root, limit, self._vocab_size)
-            if not reason and isinstance(proposal, Proposal):
+            if not reason and not self._any_tree and isinstance(proposal, Proposal):
                 reason = unverifiable(self._verifier, proposal, self._vocab_size)
             if reason or isinstance(proposal, Failure):
                 _of(request).fail(draft, reason)
@@ -188,14 +194,14 @@ class Speculator:
         """Path probabilities of a proposal; where costs decide, those that its draft's past acceptance says."""
         if _of(request).mode != "auto":
             return proposal.path_probability
-        return self.planner.estimate(_of(request).plan, name, proposal).astype(np.float32)
+        return np.array(self.planner.estimate(_of(request).plan, name, proposal), dtype=np.float32)
 
     def _promised(self, request: Request, proposal: Proposal) -> float:
         """Accepted tokens that a proposal promises."""
         if len(proposal.tree) == 1:
             return 0.0
         draft = _of(request)
-        return float(self.planner.estimate(draft.plan, draft.drafted_by, proposal)[1:].sum())
+        return sum(self.planner.estimate(draft.plan, draft.drafted_by, proposal)[1:])
 
     def _cut(self, proposals: dict[Request, Proposal]) -> None:
         """Cut the trees of "auto" requests to the sizes that pay."""
@@ -212,11 +218,11 @@ class Speculator:
                 draft.reason = choice.reason
                 proposals[request] = proposals[request].prefix(choice.size)
 
-    def observe(self, request: Request, proposal: Proposal, path: NDArray[np.int32]) -> None:
+    def observe(self, request: Request, proposal: Proposal, path: Sequence[int]) -> None:
         """Learn from one verified proposal: `path` are the accepted nodes, root first."""
         draft = request.draft
         if self.planned and draft is not None and draft.mode == "auto":
-            self.planner.observe(draft.plan, draft.drafted_by, proposal, path.tolist())
+            self.planner.observe(draft.plan, draft.drafted_by, proposal, path)
 
     def finish(self, nodes: int, prompt_tokens: int, model: float, verify: float) -> None:
         """Learn what the step cost: seconds of the model over `nodes` nodes, and of the verification."""
@@ -224,12 +230,18 @@ class Speculator:
             plans = [_of(request).plan for request in self.planned]
             self.planner.finish(plans, nodes, prompt_tokens, model, verify)
 
-    def features_of(self, taps: Tensor) -> dict[Draft, Tensor]:
-        """The columns of each draft with taps, of rows [n, len(self.taps) * hidden]."""
-        if len(self._tapping) == 1:  # all taps are its own
-            return {self._tapping[0]: taps}
+    def tell(self, request: Request) -> None:
+        """Tell all drafts of a request what was committed."""
+        draft = _of(request)
+        for one in list(draft.states):
+            draft.tell(one, self._columns)
+
+    def _columns(self, draft: Draft, taps: Tensor) -> Tensor:
+        """Those of a draft, of rows [n, len(self.taps) * hidden]."""
+        if draft.taps == self.taps:
+            return taps
         parts = dict(zip(self.taps, taps.split(taps.size(1) // len(self.taps), 1), strict=True))
-        return {draft: torch.cat([parts[layer] for layer in draft.taps], 1) for draft in self._tapping}
+        return torch.cat([parts[layer] for layer in draft.taps], 1)
 
     def _randomised(self, proposal: Proposal, budget: int) -> Proposal:
         """The drafts' tree with random branches grown into it, of a random size: for tests of exactness."""

@@ -15,9 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from itertools import accumulate
 
-import numpy as np
 from numpy.typing import NDArray
 
 from .token_tree import MAX_NODES
@@ -27,32 +26,76 @@ FAST_DECAY, FAST_PRIOR = 0.75, 2.0  # of the average over the last few observati
 DEPTHS, RANKS = 8, 4  # the last class of each holds all deeper ones and all further ones
 
 
-@dataclass(frozen=True)
 class Predictions:
-    """The nodes of a verified or proposed tree, as calibration sees them. Arrays [T]; the root's entries are not used."""
+    """The nodes of a verified or proposed tree, as calibration sees them: lists of T, the root's entries are not used.
 
-    parents: NDArray[np.int32]
-    path_probability: NDArray[np.float32]
+    links        parents, -1 at the root
+    conditional  the draft's probability of each node given its parent, in [0, 1]
+    cells        class of depth and rank: min(depth - 1, 7) * 4 + min(rank, 3)
+    """
 
-    @cached_property
-    def conditional(self) -> NDArray[np.float64]:
-        """float64 [T]: the draft's probability of each node given its parent, in [0, 1]; 1 at the root."""
-        path = self.path_probability.astype(np.float64)
-        above = path[self.parents]
-        above[0] = path[0] if len(path) else 1.0
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.clip(np.where(above > 0, path / above, 0.0), 0.0, 1.0)
+    __slots__ = ("cells", "conditional", "links")
 
-    @cached_property
-    def cells(self) -> NDArray[np.int64]:
-        """int64 [T]: class of depth and rank: min(depth - 1, 7) * 4 + min(rank, 3)."""
-        depths, seen, cells = [0] * len(self.parents), [0] * len(self.parents), [0] * len(self.parents)
-        for node, parent in enumerate(self.parents.tolist()):
-            if node:
-                depths[node] = depths[parent] + 1
-                cells[node] = min(depths[parent], DEPTHS - 1) * RANKS + min(seen[parent], RANKS - 1)
-                seen[parent] += 1
-        return np.array(cells, dtype=np.int64)
+    def __init__(self, parents: NDArray | Sequence[int], path_probability: NDArray | Sequence[float]) -> None:
+        """parents int [T]; path_probability [T]: the draft's, of the path to each node."""
+        links, path = (
+            values if isinstance(values, list) else as_list(values) for values in (parents, path_probability)
+        )
+        size = len(links)
+        self.links: list[int] = links
+        self.conditional, self.cells = [1.0] * size, [0] * size
+        depths, seen = [0] * size, [0] * size
+        for node in range(1, size):
+            parent = links[node]
+            above, depth, rank = path[parent], depths[parent], seen[parent]
+            depths[node], seen[parent] = depth + 1, rank + 1
+            self.conditional[node] = min(max(path[node] / above, 0.0), 1.0) if above > 0 else 0.0
+            self.cells[node] = (depth if depth < DEPTHS else DEPTHS - 1) * RANKS + (
+                rank if rank < RANKS else RANKS - 1
+            )
+
+    def first(self, count: int) -> Predictions:
+        """Those of the first `count` nodes."""
+        if count >= len(self.links):
+            return self
+        part = object.__new__(Predictions)
+        part.links, part.conditional, part.cells = (
+            self.links[:count], self.conditional[:count], self.cells[:count],
+        )  # fmt: skip
+        return part
+
+
+class Counts:
+    """Trials and hits by class, in plain Python: a step has few nodes, and calls of numpy for a few numbers take longer.
+
+    All fade together: instead of making old ones smaller, a new one counts `unit` times as much.
+    """
+
+    def __init__(self, classes: int, keep: float) -> None:
+        self.trials, self.hits = [0.0] * classes, [0.0] * classes
+        self.unit, self._keep = 1.0, keep
+
+    def fade(self) -> None:
+        """What was counted so far weighs `keep` times as much from now on."""
+        self.unit /= self._keep
+        if self.unit > 1e100:
+            for values in (self.trials, self.hits):
+                values[:] = [value / self.unit for value in values]
+            self.unit = 1.0
+
+    def mean(self, kind: int, prior: float, said: float) -> float:
+        """Hits a trial, with `prior` imaginary trials of which `said` were hits."""
+        prior *= self.unit
+        return (self.hits[kind] + prior * said) / (self.trials[kind] + prior)
+
+    def add(self, kind: int, trials: float, hits: float, most: float = MEMORY) -> None:
+        """Count, and forget so much that the class rests on no more than `most` trials."""
+        self.trials[kind] += trials * self.unit
+        self.hits[kind] += hits * self.unit
+        if self.trials[kind] > most * self.unit:
+            share = most * self.unit / self.trials[kind]
+            self.trials[kind] *= share
+            self.hits[kind] *= share
 
 
 @dataclass
@@ -68,12 +111,9 @@ class Calibration:
     prior: float = 8.0
     decay: float = 0.99
     shared: Calibration | None = None
-    tried: NDArray[np.float64] = field(init=False)
-    accepted: NDArray[np.float64] = field(init=False)
-    expected_in_cell: NDArray[np.float64] = field(init=False)
-    accepted_in_cell: NDArray[np.float64] = field(init=False)
-    tried_lately: NDArray[np.float64] = field(init=False)
-    accepted_lately: NDArray[np.float64] = field(init=False)
+    by_probability: Counts = field(init=False)
+    by_cell: Counts = field(init=False)  # its trials are those that were expected to succeed
+    lately: Counts = field(init=False)
 
     def __post_init__(self) -> None:
         if self.buckets < 1 or self.prior <= 0 or not 0 < self.decay <= 1:
@@ -85,65 +125,51 @@ class Calibration:
             raise ValueError(
                 f"Calibration: shared must have {self.buckets} buckets, got {self.shared.buckets}"
             )
-        # One array, so that forgetting is one operation; the named ones are its parts.
-        sizes = (self.buckets, self.buckets, DEPTHS * RANKS, DEPTHS * RANKS)
-        self._counts = np.zeros(sum(sizes))
-        parts = np.split(self._counts, np.cumsum(sizes)[:-1])
-        self.tried, self.accepted, self.expected_in_cell, self.accepted_in_cell = parts
-        self.tried_lately, self.accepted_lately = np.zeros((2, self.buckets))
+        self.by_probability = Counts(self.buckets, self.decay)
+        self.by_cell = Counts(DEPTHS * RANKS, self.decay)
+        self.lately = Counts(self.buckets, FAST_DECAY)
 
-    def _bucket(self, conditional: NDArray[np.float64]) -> NDArray[np.int64]:
-        return np.minimum((conditional * self.buckets).astype(np.int64), self.buckets - 1)
+    def _bucket(self, conditional: float) -> int:
+        return min(int(conditional * self.buckets), self.buckets - 1)
 
-    def _by_probability(
-        self, conditional: NDArray[np.float64], bucket: NDArray[np.int64]
-    ) -> NDArray[np.float64]:
+    def _by_probability(self, conditional: float, bucket: int) -> float:
         said = conditional if self.shared is None else self.shared._by_probability(conditional, bucket)
-        return (self.accepted[bucket] + self.prior * said) / (self.tried[bucket] + self.prior)
+        return self.by_probability.mean(bucket, self.prior, said)
 
-    def _by_cell(self, cells: NDArray[np.int64]) -> NDArray[np.float64]:
-        said = 1.0 if self.shared is None else self.shared._by_cell(cells)
-        return (self.accepted_in_cell[cells] + self.prior * said) / (
-            self.expected_in_cell[cells] + self.prior
-        )
+    def _by_cell(self, cell: int) -> float:
+        said = 1.0 if self.shared is None else self.shared._by_cell(cell)
+        return self.by_cell.mean(cell, self.prior, said)
 
-    def estimate(self, nodes: Predictions) -> NDArray[np.float64]:
-        """float64 [T]: acceptance probability of each node, never above its parent's; 1 at the root."""
-        size = len(nodes.parents)
-        if size == 1:
-            return np.ones(1)
-        conditional = nodes.conditional
-        bucket = self._bucket(conditional)
-        slow = self._by_probability(conditional, bucket)
-        fast = (self.accepted_lately[bucket] + FAST_PRIOR * slow) / (self.tried_lately[bucket] + FAST_PRIOR)
-        given = np.minimum(np.maximum(slow, fast) * self._by_cell(nodes.cells), 1.0).tolist()
-        estimate = [1.0] * size
-        for node, parent in enumerate(nodes.parents.tolist()):
-            if node:
-                estimate[node] = estimate[parent] * given[node]
-        return np.array(estimate)
+    def estimate(self, nodes: Predictions) -> list[float]:
+        """Acceptance probability of each of T nodes, never above its parent's; 1 at the root."""
+        links, estimate = nodes.links, [1.0] * len(nodes.links)
+        for node in range(1, len(links)):
+            conditional = nodes.conditional[node]
+            bucket = self._bucket(conditional)
+            slow = self._by_probability(conditional, bucket)
+            fast = self.lately.mean(bucket, FAST_PRIOR, slow)
+            given = max(slow, fast) * self._by_cell(nodes.cells[node])
+            estimate[node] = estimate[links[node]] * min(given, 1.0)
+        return estimate
 
     def observe(self, nodes: Predictions, accepted: Sequence[int]) -> None:
         """Records one step: the verified nodes (not those cut off before) and the accepted path, the root first."""
-        self._counts *= self.decay
-        if len(nodes.parents) > 1:
-            on_path = np.zeros(len(nodes.parents), dtype=bool)
-            on_path[list(accepted)] = True
-            told = np.flatnonzero(on_path[nodes.parents])  # their parents were accepted
-            told = told[told > 0]
-            conditional = nodes.conditional[told]
-            bucket, cells, hit = self._bucket(conditional), nodes.cells[told], on_path[told]
-            expected = self._by_probability(conditional, bucket)
-            self.tried_lately *= FAST_DECAY
-            self.accepted_lately *= FAST_DECAY
-            np.add.at(self.tried_lately, bucket, 1.0)
-            np.add.at(self.accepted_lately, bucket, hit)
-            np.add.at(self.tried, bucket, 1.0)
-            np.add.at(self.accepted, bucket, hit)
-            np.add.at(self.expected_in_cell, cells, expected)
-            np.add.at(self.accepted_in_cell, cells, hit)
-            _forget(self.tried, self.accepted)
-            _forget(self.expected_in_cell, self.accepted_in_cell)
+        self.by_probability.fade()
+        self.by_cell.fade()
+        links, on_path = nodes.links, set(accepted)
+        if len(links) > 1:
+            told = [node for node in range(1, len(links)) if links[node] in on_path]
+            classes = [self._bucket(nodes.conditional[node]) for node in told]
+            expected = [
+                self._by_probability(nodes.conditional[node], bucket)
+                for node, bucket in zip(told, classes, strict=True)
+            ]
+            self.lately.fade()
+            for node, bucket, hoped in zip(told, classes, expected, strict=True):
+                hit = float(node in on_path)
+                self.lately.add(bucket, 1.0, hit)
+                self.by_probability.add(bucket, 1.0, hit)
+                self.by_cell.add(nodes.cells[node], hoped, hit)
         if self.shared is not None:
             self.shared.observe(nodes, accepted)
 
@@ -152,23 +178,25 @@ class GainProfile:
     """What the best, second best, ... node of a draft's trees is worth on average, for trees whose size must be chosen before them."""
 
     def __init__(self) -> None:
-        self._gains = 0.5 / np.arange(1, MAX_NODES)  # until trees of that size were seen
-        self._seen = np.zeros(MAX_NODES - 1)
+        self._gains = [0.5 / size for size in range(1, MAX_NODES)]  # until trees of that size were seen
+        self._seen = [0] * (MAX_NODES - 1)
 
-    def observe(self, estimate: NDArray[np.float64]) -> None:
+    def observe(self, estimate: Sequence[float]) -> None:
         """The estimated acceptance of one tree's nodes, in any order, the root not among them."""
-        ordered = -np.sort(-estimate)
-        known, seen = self._gains[: len(ordered)], self._seen[: len(ordered)]
-        seen += 1
-        known += (ordered - known) / np.minimum(seen, 16)
+        for i, gain in enumerate(sorted(estimate, reverse=True)):
+            self._seen[i] += 1
+            self._gains[i] += (gain - self._gains[i]) / min(self._seen[i], 16)
 
-    def best(self, count: int) -> NDArray[np.float64]:
-        """float64 [count]: never rising."""
-        return np.minimum.accumulate(self._gains[:count])
+    def best(self, count: int) -> list[float]:
+        """The first `count`, never rising."""
+        return falling(self._gains[:count])
 
 
-def _forget(trials: NDArray[np.float64], hits: NDArray[np.float64]) -> None:
-    """Scale counts so that none rests on more than MEMORY trials: long runs would be remembered for too long."""
-    scale = np.minimum(1.0, MEMORY / np.maximum(trials, 1.0))
-    trials *= scale
-    hits *= scale
+def falling(values: Sequence[float]) -> list[float]:
+    """The least of each value and all before it."""
+    return list(accumulate(values, min))
+
+
+def as_list(values: NDArray | Sequence) -> list:
+    """The values as a list of Python's own numbers, which single ones are read from fast."""
+    return values.tolist() if hasattr(values, "tolist") else list(values)

@@ -6,10 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
-from .acceptance import Calibration, GainProfile, Predictions
+from .acceptance import Calibration, GainProfile
 from .request_plan import RequestPlan
 
 if TYPE_CHECKING:
@@ -31,18 +28,21 @@ class Estimates:
             plan.calibrations[draft] = Calibration(shared=shared)
         return plan.calibrations[draft]
 
-    def estimate(self, plan: RequestPlan, draft: str, proposal: Proposal) -> NDArray[np.float64]:
-        """float64 [T]: acceptance probability of each node, the root's is 1."""
-        predictions = Predictions(proposal.tree.parents, proposal.path_probability)
+    def estimate(
+        self, plan: RequestPlan, draft: str, proposal: Proposal, most: int | None = None
+    ) -> list[float]:
+        """Acceptance probability of each node, the root's is 1; of the first `most` nodes."""
+        predictions = proposal.predictions if most is None else proposal.predictions.first(most)
         return self.calibration(plan, draft).estimate(predictions)
 
     def learn(self, plan: RequestPlan, draft: str, proposal: Proposal, path: Sequence[int]) -> None:
         """One request's verified proposal and its accepted path, the root first."""
-        predictions = Predictions(proposal.tree.parents, proposal.path_probability)
+        predictions = proposal.predictions
         self.calibration(plan, draft).observe(predictions, path)
-        tried, accepted = (0.98 * count for count in self._went_on.get(draft, (0.0, 0.0)))
-        links = proposal.tree.parents.tolist()
-        self._went_on[draft] = tried + sum(node in links for node in path), accepted + len(path) - 1
+        tried, accepted = self._went_on.get(draft, (0.0, 0.0))
+        links = predictions.links
+        tried = 0.98 * tried + sum(node in links for node in path)
+        self._went_on[draft] = tried, 0.98 * accepted + len(path) - 1
 
     def goes_on(self, draft: str) -> float:
         """The probability, in (0, 1), that a path which reached a node with children takes one of them."""

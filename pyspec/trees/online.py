@@ -49,14 +49,14 @@ class LinearCost:
         else:
             expected = self(amount)
             seconds = min(max(seconds, expected / BAND), expected * BAND)
-        keep = 1 - 1 / self._memory
-        new = (1.0, amount, seconds, amount * amount, amount * seconds)
-        self._sums = tuple(keep * old + value for old, value in zip(self._sums, new, strict=True))
-        n, x1, y1, xx, xy = self._sums
-        for x, weight in ((1.0, self._weight), (9.0, self._weight)):
-            y = self._first[0] + self._first[1] * x
-            n, x1, y1 = n + weight, x1 + weight * x, y1 + weight * y
-            xx, xy = xx + weight * x * x, xy + weight * x * y
+        keep, sums = 1 - 1 / self._memory, self._sums
+        n, x1, y1 = keep * sums[0] + 1.0, keep * sums[1] + amount, keep * sums[2] + seconds
+        xx, xy = keep * sums[3] + amount * amount, keep * sums[4] + amount * seconds
+        self._sums = n, x1, y1, xx, xy
+        weight, (first, slope) = self._weight, self._first
+        one, nine = weight * (first + slope), weight * (first + 9.0 * slope)
+        n, x1, y1 = n + 2.0 * weight, x1 + 10.0 * weight, y1 + one + nine
+        xx, xy = xx + 82.0 * weight, xy + one + 9.0 * nine
         self.slope = max(0.0, (n * xy - x1 * y1) / (n * xx - x1 * x1))
         self.base = (y1 - self.slope * x1) / n
         if self.base < 0:
@@ -109,13 +109,15 @@ class StepCost:
 
     drift, common to all choices, moves by 1/16 of an observed difference. Buckets learn from two steps of different buckets that
     follow each other: what made both slow cancels out. verify[kind] are seconds by rows of logits for a kind of sampling.
+    observed: how many steps it has seen.
     """
 
     def __init__(self, table: CostTable, verify: dict[str, LinearCost] | None = None) -> None:
         self.table = table
         self.verify = {} if verify is None else verify
+        self.observed = 0
         self._drift = 0.0
-        self._buckets, self._pairs = np.zeros(BUCKETS), [0] * BUCKETS
+        self._buckets, self._pairs = [0.0] * BUCKETS, [0] * BUCKETS
         self._curves: dict[tuple[int, int, int], NDArray[np.float64]] = {}
         self._last: tuple[int, float] | None = None  # bucket and logarithm of seconds over the table's
 
@@ -131,13 +133,13 @@ class StepCost:
 
     def seconds(self, nodes: int, context: float, batch: int) -> float:
         """Of the model for that many nodes of `batch` requests."""
-        known = float(self._table(nodes, context, batch)[nodes - 1])
-        return known * math.exp(self._drift + float(self._buckets[_bucket(nodes)]))
+        known = self._table(nodes, context, batch).item(nodes - 1)
+        return known * math.exp(self._drift + self._buckets[_bucket(nodes)])
 
     def curve(self, first: int, last: int, context: float, batch: int) -> NDArray[np.float64]:
         """float64 [last - first + 1]: seconds of the model for first, ..., last nodes of `batch` requests; never falling."""
         table = self._table(last, context, batch)[first - 1 : last]
-        factors = np.exp(self._drift + self._buckets)
+        factors = np.exp(self._drift + np.array(self._buckets))
         return np.maximum.accumulate(table * factors[BUCKET_OF[first - 1 : last]])
 
     def _table(self, nodes: int, context: float, batch: int) -> NDArray[np.float64]:
@@ -153,17 +155,18 @@ class StepCost:
         """The measured time of the model for one step."""
         if not (math.isfinite(seconds) and seconds > 0):
             return
+        self.observed += 1
         bucket = _bucket(nodes)
-        slower = math.log(seconds / float(self._table(nodes, context, batch)[nodes - 1]))
+        slower = math.log(seconds / self._table(nodes, context, batch).item(nodes - 1))
         if self._last is not None and self._last[0] != bucket:
             other, slower_then = self._last
-            pair = (slower - float(self._buckets[bucket])) - (slower_then - float(self._buckets[other]))
+            pair = (slower - self._buckets[bucket]) - (slower_then - self._buckets[other])
             for which, sign in ((bucket, 0.5), (other, -0.5)):
                 self._pairs[which] += 1
                 band = BAND if self._pairs[which] > 8 else FIRST_BAND
                 self._buckets[which] += sign * _clip(pair, band) / min(self._pairs[which] + 1, 24)
         self._last = bucket, slower
-        self._drift += _clip(slower - float(self._buckets[bucket]) - self._drift) / 16
+        self._drift += _clip(slower - self._buckets[bucket] - self._drift) / 16
 
     def observe_verify(self, kind: str, rows: int, seconds: float) -> None:
         """The measured time of the verification of one step whose requests are all of one kind."""

@@ -26,15 +26,15 @@ Estimates come from pyspec/trees/acceptance.py, costs from pyspec/trees/online.p
 
 from __future__ import annotations
 
+import math
 import operator
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from . import request_plan as rules
+from .acceptance import falling
 from .online import DraftCost, LinearCost, StepCost
 from .policy import PRUNABLE
 from .prices import Prices
@@ -80,7 +80,7 @@ class Planner(Prices):
         self._kinds = {}
         for plan in plans:
             self._kinds[plan.kind] = self._kinds.get(plan.kind, 0) + 1
-        self._plain = self._seconds(0)
+        self._price()
         self._baseline = self._since_plain >= max(rules.BASELINE, (self.speed_up - 1) / rules.PROBE)
         for plan in self._plans if self._rested else ():
             plan.rest(self._rested)
@@ -100,7 +100,7 @@ class Planner(Prices):
             self._resting = 0
             return [False] * len(plans)
         tokens = self._call_tokens(cost, len(plans))
-        node = self.rate * (self._seconds(1) - self._seconds(0))  # without one node to verify, why ask
+        node = self._extra_tokens(1)[1]  # without one node to verify, why ask
         wanted = []
         for i, plan in enumerate(plans):
             worth = self._worth(plan, draft)
@@ -155,47 +155,45 @@ class Planner(Prices):
         drafts: whose proposal it is, "" for nobody's (a root alone). Proposals are in order of probability, parents first; trees
         drawn with fresh randomness are verified whole (leaving out what was drawn would be biased): see `budget`.
         """
-        gains, owners, ranks, caps, fixed = [], [], [], [], 0
-        limit = sum(len(proposal.tree) for proposal in proposals) - len(plans)
-        if not limit:
+        if all(len(proposal.tree) == 1 for proposal in proposals):
             self._handled = self._clock() - self._began - self._called
             return [
                 Choice(1, rules.reason(1, draft, proposal.tree, 0, self._baseline))
                 for draft, proposal in zip(drafts, proposals, strict=True)
             ]
-        extra = self._extra_seconds(limit)
+        nodes, caps, fixed = [], [], 0  # (rank, request, gain) of every node that may be verified
         for i, (plan, draft, proposal) in enumerate(zip(plans, drafts, proposals, strict=True)):
-            cap = len(proposal.tree) - 1
-            whole = proposal.tree.drawn not in PRUNABLE
-            if cap and not whole:
-                covered = np.searchsorted(extra * self.rate, plan.allowance, side="right") - 1
-                cap = min(cap, int(covered))
+            cap, whole = len(proposal.tree) - 1, proposal.tree.drawn not in PRUNABLE
+            cap = cap if whole else self._covered(plan, cap)
             caps.append(cap)
             if cap > 0:
-                estimate = self.estimate(plan, draft, proposal)[1:]
-                self.profile(draft).observe(estimate)
+                sized = whole or (
+                    draft in self.drafts and self.drafts[draft].levels > 0
+                )  # before it is drafted
+                estimate = self.estimate(plan, draft, proposal, None if sized else cap + 1)[1:]
+                if sized:
+                    self.profile(draft).observe(estimate)
                 # The order of the tree is kept even where estimates say otherwise: a child is never before its parent.
-                gains.append(estimate if whole else np.minimum.accumulate(estimate[:cap]))
-                owners.append(np.full(cap, i))
-                ranks.append(np.full(cap, np.inf) if whole else gains[-1])
+                gains = estimate if whole else falling(estimate[:cap])
+                nodes += [(-math.inf if whole else -gain, i, gain) for gain in gains]
                 fixed += cap if whole else 0
-        sizes, probes = np.ones(len(plans), dtype=np.int64), set[int]()
-        if gains:
-            gain, owner = np.concatenate(gains), np.concatenate(owners)
-            order = np.argsort(-np.concatenate(ranks), kind="stable")
-            value = np.concatenate(([0.0], np.cumsum(gain[order])))
-            price = self.rate * self.speed_up * (1 + rules.MARGIN) * extra[: len(value)]
-            best = fixed + int(np.argmax((value - price)[fixed:]))
-            sizes += np.bincount(owner[order[:best]], minlength=len(plans))
-            share = self.rate * float(extra[best]) / best if best else 0.0
-            expected = np.bincount(owner[order[:best]], gain[order[:best]], minlength=len(plans))
-            for plan, size, accepted in zip(plans, sizes.tolist(), expected.tolist(), strict=True):
+        sizes, probes = [1] * len(plans), set[int]()
+        if nodes:
+            nodes.sort(key=operator.itemgetter(0))  # stable
+            best = self._best([gain for _, _, gain in nodes], fixed)
+            expected = [0.0] * len(plans)
+            for _, i, gain in nodes[:best]:
+                sizes[i] += 1
+                expected[i] += gain
+            extra = self._extra_tokens(len(nodes))
+            share = extra[best] / best if best else 0.0
+            for plan, size, accepted in zip(plans, sizes, expected, strict=True):
                 plan.charge, plan.expected = share * (size - 1), accepted
             probes = self._probe(plans, sizes, caps, extra)
         self._handled = self._clock() - self._began - self._called
         choices = []
         for i, (draft, proposal) in enumerate(zip(drafts, proposals, strict=True)):
-            size = int(sizes[i])
+            size = sizes[i]
             why = rules.reason(size, draft, proposal.tree, caps[i], self._baseline)
             choices.append(Choice(size, rules.TRIED if i in probes else why))
         return choices
@@ -203,9 +201,9 @@ class Planner(Prices):
     def _probe(
         self,
         plans: Sequence[RequestPlan],
-        sizes: NDArray[np.int64],
+        sizes: list[int],
         caps: Sequence[int],
-        extra: NDArray[np.float64],
+        extra: Sequence[float],
     ) -> set[int]:
         """Give a few nodes to requests that waited long enough for them; which these are."""
         probes = set()
@@ -213,10 +211,10 @@ class Planner(Prices):
             if sizes[i] == 1 and caps[i] > 0:
                 most = min(caps[i], rules.PROBE_NODES)
                 saved = plan.unverified * rules.PROBE
-                count = int(np.searchsorted(extra[: most + 1] * self.rate, saved, "right")) - 1
+                count = bisect_right(extra, saved, hi=most + 1) - 1
                 if count > 0:
                     sizes[i] += count
-                    plan.charge = self.rate * float(extra[count])
+                    plan.charge = extra[count]
                     probes.add(i)
             if sizes[i] > 1:
                 plan.unverified = 0

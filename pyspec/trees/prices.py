@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
 
 from . import request_plan as rules
 from .estimates import Estimates
@@ -23,6 +24,10 @@ class Prices(Estimates):
         self._plain = 1.0
         self._kinds: dict[str, int] = {}
         self._tokens, self._time = 0.0, 0.0  # decayed sums of the speed-up
+        # Of which step the prices are, and how many steps the costs had seen then.
+        self._priced: tuple[int, int, dict[str, int]] = (0, -1, {})
+        self._priced_at = 0
+        self._extra: list[float] = [0.0]
 
     @property
     def plain_seconds(self) -> float:
@@ -47,8 +52,8 @@ class Prices(Estimates):
         cost = self.drafts.get(draft)
         if cost is None or not cost.levels:
             return 0.0
-        node = float(self._extra_seconds(1)[1])
-        return (cost.level_seconds + self._batch * node) / self._plain * self.speed_up / self.goes_on(draft)
+        tokens = self.rate * cost.level_seconds / self._batch + self._extra_tokens(1)[1]
+        return tokens * self.speed_up / self.goes_on(draft)
 
     def budget(self, plan: RequestPlan, draft: str, limit: int) -> int:
         """Nodes, the root included, of a tree that will be verified whole: decided before its children are drawn.
@@ -62,17 +67,27 @@ class Prices(Estimates):
 
         As `budget`, if the draft's nodes turn out to be worth HOPE times what they were on average.
         """
-        return max(
-            2, self._best_size(plan, np.minimum(rules.HOPE * self.profile(draft).best(limit - 1), 1.0))
-        )
+        limit = min(limit, 1 + self._covered(plan, limit - 1))
+        hopes = [min(rules.HOPE * gain, 1.0) for gain in self.profile(draft).best(limit - 1)]
+        return max(2, self._best_size(plan, hopes))
 
-    def _best_size(self, plan: RequestPlan, gains: NDArray[np.float64]) -> int:
+    def _best_size(self, plan: RequestPlan, gains: Sequence[float]) -> int:
         """Of a tree whose nodes bring `gains`, the root included: the most expected tokens that the allowance covers."""
-        extra = self.rate * self._extra_seconds(len(gains))
-        value = np.concatenate(([0.0], np.cumsum(gains))) - self.speed_up * (1 + rules.MARGIN) * extra
-        value[extra > plan.allowance] = -np.inf
-        value[0] = 0.0
-        return 1 + int(np.argmax(value))
+        return 1 + self._best(gains[: self._covered(plan, len(gains))], 0)
+
+    def _best(self, gains: Sequence[float], least: int) -> int:
+        """How many of the nodes that bring `gains` bring most, at least `least` of them."""
+        extra, worth = self._extra_tokens(len(gains)), self.speed_up * (1 + rules.MARGIN)
+        best, most, value = least, -math.inf, 0.0
+        for count in range(len(gains) + 1):
+            value += gains[count - 1] if count else 0.0
+            if count >= least and value - worth * extra[count] > most:
+                best, most = count, value - worth * extra[count]
+        return best
+
+    def _covered(self, plan: RequestPlan, most: int) -> int:
+        """How many nodes, `most` at most, a request's allowance covers."""
+        return max(0, bisect_right(self._extra_tokens(most), plan.allowance, hi=most + 1) - 1)
 
     def _verify_seconds(self, rows: float) -> float:
         """Of `rows` rows that are spread evenly over the requests."""
@@ -84,8 +99,23 @@ class Prices(Estimates):
         nodes = self._batch + more
         return self.cost.seconds(nodes, self._context, self._batch) + self._verify_seconds(nodes)
 
-    def _extra_seconds(self, most: int) -> NDArray[np.float64]:
-        """float64 [most + 1]: seconds that 0, ..., most nodes besides the roots add to the step."""
-        curve = self.cost.curve(self._batch, self._batch + most, self._context, self._batch)
-        slope = self._verify_seconds(1.0) - self._verify_seconds(0.0)
-        return curve - curve[0] + slope * np.arange(most + 1)
+    def _price(self) -> None:
+        """Prices of this step; what nodes cost in tokens may be that of an earlier step of like requests, as it changes slowly."""
+        self._plain = self._seconds(0)
+        key = self._batch, int(self._context) >> 6, self._kinds
+        if key == self._priced and self.cost.observed - self._priced_at < min(
+            rules.STALE, self.cost.observed >> 5
+        ):
+            return
+        self._priced, self._priced_at = key, self.cost.observed
+        self._extra = [0.0]
+
+    def _extra_tokens(self, most: int) -> list[float]:
+        """Tokens of time that 0, 1, ..., at least `most` nodes besides the roots add to the step."""
+        if most >= len(self._extra):
+            size = 1 << most.bit_length()
+            curve = self.cost.curve(self._batch, self._batch + size, self._context, self._batch).tolist()
+            slope = self._verify_seconds(1.0) - self._verify_seconds(0.0)
+            rate, first = self.rate, curve[0]
+            self._extra = [rate * (seconds - first + slope * i) for i, seconds in enumerate(curve)]
+        return self._extra

@@ -155,9 +155,15 @@ class TokenTree:
         return hash((self.tokens.tobytes(), self.parents.tobytes(), self.drawn, self.pruned))
 
     @cached_property
+    def links(self) -> list[int]:
+        """parents as Python's own integers, for those who look at single nodes."""
+        links: list[int] = self.parents.tolist()
+        return links
+
+    @cached_property
     def depths(self) -> NDArray[np.int32]:
         """int32 [T]: edges between the root and each node; a node's position is L + depth."""
-        parents = self.parents.tolist()
+        parents = self.links
         depths = [0] * len(parents)
         for i in range(1, len(parents)):
             depths[i] = depths[parents[i]] + 1
@@ -173,8 +179,7 @@ class TokenTree:
     @property
     def is_chain(self) -> bool:
         """True if every node's parent is the node before it."""
-        parents = self.parents.tolist()
-        return parents == list(range(-1, len(parents) - 1))
+        return self.links == list(range(-1, len(self.links) - 1))
 
     @cached_property
     def children(self) -> tuple[tuple[int, ...], ...]:

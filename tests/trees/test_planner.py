@@ -149,6 +149,7 @@ def test_drawn_trees_are_verified_whole_and_sized_before() -> None:
     for _ in range(40):
         plan.allowance = 8.0
         planner.begin([plan], [0])
+        planner.drafted("e", [plan], 8, 1e-3)
         planner.choose([plan], ["e"], [chain])
         planner.observe(plan, "e", chain, list(range(9)))
     planner.begin([plan], [0])
@@ -250,7 +251,7 @@ def test_no_more_is_drafted_than_may_pay() -> None:
     for gains, reach in ([0.5, 0.2, 0.06, 0.05], 3), ([0.5, 0.4, 0.3, 0.2, 0.1, 0.1], 7), ([0.01, 0.01], 2):
         name = str(gains)
         for _ in range(40):
-            planner.profile(name).observe(np.array(gains + [0.0] * 20))
+            planner.profile(name).observe(gains + [0.0] * 20)
         planner.begin([plan], [0])
         assert planner.reach(plan, name, 32) == reach
         assert planner.reach(plan, name, 2) == 2
