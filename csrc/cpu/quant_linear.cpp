@@ -152,9 +152,7 @@ void run(const QuantLinearParams& p) {
   const PairRows<kFormat> pairs(a, amx ? p.M : 0, p.K);
   if (amx) scratch_bytes += size_t(pair_scratch_bytes<kFormat>(p.K));
 #endif
-  parallel_for(items, [&](int64_t i_from_end) {
-    const int64_t item =
-        items - 1 - i_from_end;  // items are claimed from the last on: upwards through memory
+  parallel_for(items, [&](int64_t item) {
     uint8_t* scratch = nullptr;
     if (scratch_bytes) scratch = static_cast<uint8_t*>(thread_scratch(scratch_bytes));
 #if defined(PYSPEC_ISA_AMX)

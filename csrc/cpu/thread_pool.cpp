@@ -59,6 +59,7 @@ class Pool {
   void run(int64_t items, void (*fn)(void*, int64_t), void* arg) {
     fn_ = fn;
     arg_ = arg;
+    items_ = items;
     const auto begin = Clock::now();
     if (workers_.empty() || begin < solo_until_) {
       for (int64_t i = 0; i < items; ++i) fn(arg, i);
@@ -83,7 +84,7 @@ class Pool {
     do {
       if (uint32_t(ticket >> 32) != generation || uint32_t(ticket) == 0) return false;
     } while (!ticket_.compare_exchange_weak(ticket, ticket - 1, std::memory_order_acq_rel));
-    fn_(arg_, int64_t(uint32_t(ticket)) - 1);
+    fn_(arg_, items_ - int64_t(uint32_t(ticket)));
     if (pending_.fetch_sub(1, std::memory_order_acq_rel) == 1) pending_.notify_one();
     return true;
   }
@@ -118,6 +119,7 @@ class Pool {
   alignas(64) std::atomic<uint32_t> generation_{0};
   void (*fn_)(void*, int64_t) = nullptr;
   void* arg_ = nullptr;
+  int64_t items_ = 0;
   std::atomic<bool> stop_{false};
   Clock::time_point solo_until_{};
   Clock::duration solo_for_{};

@@ -14,7 +14,8 @@ int num_threads();
 void set_num_threads(int threads);  // >= 1; waits for a running call to end
 
 // Calls fn(arg, i) for i in [0, items), on this thread and the pool's, and returns when all are done. Items
-// must not depend on each other or on who runs them. Nested calls and calls beside a running one work alone.
+// are begun in their order, so that memory is read upwards, but must not depend on each other or on who runs
+// them. Nested calls and calls beside a running one work alone.
 void run_items(int64_t items, void (*fn)(void*, int64_t), void* arg);
 
 template <typename F>

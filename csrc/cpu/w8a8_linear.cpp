@@ -134,8 +134,7 @@ void packed_product(const W8A8LinearParams& p, const Int8Rows& x) {
   const int64_t items = (blocks + per_item - 1) / per_item;
   const int64_t chunk = std::max<int64_t>(64, kChunkBytes / std::max<int64_t>(1, p.K) / 64 * 64);
   const int64_t chunks = (p.M + chunk - 1) / chunk;
-  parallel_for(items * chunks, [&](int64_t i_from_end) {
-    const int64_t i = items * chunks - 1 - i_from_end;  // claimed from the last on: upwards through memory
+  parallel_for(items * chunks, [&](int64_t i) {
     const int64_t first = i % items * per_item, m0 = i / items * chunk, m1 = std::min(p.M, m0 + chunk);
     Part part{};
     part.block_bytes = block_bytes;
