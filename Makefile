@@ -25,6 +25,8 @@ PROGRESS := 's|^\(\[[0-9]*/[0-9]*\]\).* -c [^ ]*/\([^/ ]*\) -o .*|\1 \2|p'
 SOURCES := setup.py $(shell find csrc -type f -name '*.cpp' -o -type f -name '*.h' -o -type f -name '*.cu' -o -type f -name '*.cuh')
 KERNEL_TESTS := $(filter-out %_cpu.py %distribution.py %law.py %_bits.py %plans.py %tuning.py %backends.py,$(wildcard tests/ops/test_*.py)) \
   tests/ops/test_tree_attention_bits.py
+# For tests that use one thread each: a process of pytest-xdist for every core, of up to 1 GB.
+PARALLEL := -n auto --maxprocesses 8 --dist worksteal
 CXX_FILES := $(shell find csrc tests -type f -name '*.cpp' -o -type f -name '*.h' -o -type f -name '*.cu' -o -type f -name '*.cuh')
 
 .PHONY: run test test-distribution test-gpu-emulated test-isa test-neon check format build bench bench-gpu clean
@@ -40,12 +42,15 @@ test: $(VENV)/.compiled $(VENV)/.dev
 test-distribution: $(VENV)/.compiled $(VENV)/.dev
 	$(PY) -m pytest -m "distribution or not distribution" -k distribution
 
-# Every GPU kernel without a GPU: CUDA sources on the emulator in tests/cuda_emulator, Triton kernels on ttsem (races, accesses out of
-# bounds) and on a repaired interpreter, budgets of registers and shared memory, a tiny model end to end.
+# Every GPU kernel without a GPU: budgets of registers and shared memory (compiled on all cores), CUDA sources on the emulator in
+# tests/cuda_emulator, Triton kernels on ttsem (races, accesses out of bounds) and on a repaired interpreter, a tiny model end to end.
+test-gpu-emulated: export OMP_NUM_THREADS := 1
+test-gpu-emulated: export PYSPEC_NUM_THREADS := 1
 test-gpu-emulated: $(VENV)/.compiled $(VENV)/.dev $(VENV)/.emulators
-	$(PY) -m pytest tests/cuda_emulated tests/gpu_end_to_end/test_cuda_generation.py tests/gpu_static
-	$(PY) -m ttsem.sanitize pytest tests/triton_emulated tests/gpu_end_to_end/test_triton_generation.py
-	TRITON_INTERPRET=1 $(PY) -m pytest tests/triton_emulated
+	$(PY) -m pytest tests/gpu_static
+	$(PY) -m pytest $(PARALLEL) tests/cuda_emulated tests/gpu_end_to_end/test_cuda_generation.py
+	$(PY) -m pytest $(PARALLEL) tests/triton_emulated tests/gpu_end_to_end/test_triton_generation.py
+	TRITON_INTERPRET=1 $(PY) -m pytest $(PARALLEL) tests/triton_emulated
 
 # The tests of the ops with every instruction set of this machine but the best, which `make test` has. A name that there is not is
 # refused with those that there are, best first.

@@ -4,7 +4,7 @@
 // up to 256 elements of a row are in registers at a time, rotated in f32 there; the largest magnitude of a
 // row that is quantised goes through shuffles. Bits of rotated keys are those of the CPU.
 //
-// Planted bugs (PYSPEC_BUG): 1 values are rotated too; 2 the largest magnitude of half a row; 3 the scale of
+// Planted bugs: 1 values are rotated too; 2 the largest magnitude of half a row; 3 the scale of
 // head 0; 4 a slot's page by the next larger page size; 5 rows beyond the last are written.
 #include <algorithm>
 

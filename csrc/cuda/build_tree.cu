@@ -4,7 +4,7 @@
 // nodes' lists. With noise the logarithms of a score are computed only where a bound from the random word's
 // length says that the token may still be among the best.
 //
-//   PYSPEC_BUG  planted for the tests (1, 3, 4, 5 and 14 of sample.cu are in here too)
+// Planted bugs (1, 3, 4, 5 and 14 of sample.cu are in here too):
 //   21          ties between nodes go to the later parent
 //   22          nodes that are none get children
 //   23          what lies beyond the last child is left as it was

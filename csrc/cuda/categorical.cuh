@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Drawing a token from weights by one block: pyspec/spec/categorical.py, bit for bit. Used by draw_children.
+// Drawing a token from weights by one block: pyspec/spec/categorical.py, bit for bit. Used by draw_children
+// and verify_drawn.
 #pragma once
 
 #include <cstdint>

@@ -5,7 +5,7 @@
 // move j, node j, is no source of a later move, whose nodes are greater; and no other thread touches the
 // column.
 //
-// Planted bugs (PYSPEC_BUG): 1 moves from the last to the first; 2 scales stay; 3 one move too many; 4 one
+// Planted bugs: 1 moves from the last to the first; 2 scales stay; 3 one move too many; 4 one
 // page for the whole request; 5 the last column stays.
 #include <algorithm>
 

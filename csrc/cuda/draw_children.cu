@@ -2,7 +2,7 @@
 // CUDA draw_children, sm_80 and newer: one block is one row. A draw is a pass of weights and additions over
 // the row, and one over the 32nd part of it that the draw falls into; i.i.d. draws share the first.
 //
-//   PYSPEC_BUG  planted for the tests
+// Planted bugs:
 //   31          what was drawn can be drawn again
 //   32          a draw does not wait for the weights of its lane
 //   33          all children of a row are drawn with one number

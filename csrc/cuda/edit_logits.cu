@@ -4,7 +4,7 @@
 // What the mask bans is not penalised, and no bias makes anything else of -inf. Every block of a row reads
 // the whole history: it is shorter than the part of a row that a block copies, and comes from L2.
 //
-//   PYSPEC_BUG  planted for the tests
+// Planted bugs:
 //   1           edits do not wait for the copy
 //   2           a token of the path forgets how often it was in the history
 //   3           a token that is twice on a path is edited twice

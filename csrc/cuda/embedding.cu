@@ -2,7 +2,7 @@
 // CUDA embedding, sm_80 and newer. One block is a part of one row, one thread four of its columns. Bit-exact:
 // denormals too, which GPUs do not flush.
 //
-// Planted bugs (PYSPEC_BUG): 1 the row of the token's index; 2 the scale is dropped; 3 the last column stays
+// Planted bugs: 1 the row of the token's index; 2 the scale is dropped; 3 the last column stays
 // unwritten where rows are odd.
 #include "cuda/elements.cuh"
 #include "cuda/row.cuh"

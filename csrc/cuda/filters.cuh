@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// top-k and top-p of a row without sorting it: what the filters of sample and verify_tree keep, exactly as
+// top-k and top-p of a row without sorting it: what the filters of a law keep, exactly as
 // pyspec/spec/pipeline.py does, whose sums have an order.
 #pragma once
 

@@ -4,7 +4,7 @@
 // bias, for subnormals too. Tensor cores for e4m3 itself (sm_89) would need x in e4m3 as well. The f32 sum
 // over 32 k is multiplied by its block's scale in f32, whatever the granularity.
 //
-// Planted bugs (PYSPEC_BUG), besides those of linear_tile.cuh: 11 the scale of the channel's neighbour block,
+// Planted bugs, besides those of linear_tile.cuh: 11 the scale of the channel's neighbour block,
 // 12 NaN becomes 480, 13 the sign is lost, 14 subnormals are flushed.
 #include "cuda/linear_tile.cuh"
 #include "pyspec/fp8_linear.h"

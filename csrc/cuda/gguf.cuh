@@ -2,7 +2,7 @@
 // Values and scales of a GGUF block, as pyspec/spec/quant_formats.py defines them, for quant_linear and
 // quant_embedding. Blocks have 18 to 210 bytes: they are aligned to 2 bytes only, and read by twos.
 //
-// Planted bugs (PYSPEC_BUG): 21 the fifth bit of q5_0 one off, 22 high bits of q6_k of another quarter, 23
+// Planted bugs: 21 the fifth bit of q5_0 one off, 22 high bits of q6_k of another quarter, 23
 // high bits of q4_k scales dropped.
 #pragma once
 

@@ -3,7 +3,7 @@
 // less gives f32 results: a warp is 4 channels and 8 rows, lane l sums k = 4 l .. 4 l + 3, then 128 further,
 // in ascending order, and lanes are added in a butterfly: an order by K alone.
 //
-// Planted bugs (PYSPEC_BUG), besides those of linear_tile.cuh: 11 no bias, 12 the butterfly leaves out a
+// Planted bugs, besides those of linear_tile.cuh: 11 no bias, 12 the butterfly leaves out a
 // step, 13 the last k of an odd K is left out, 14 hi parts of f32 rows alone.
 #include "cuda/linear_tile.cuh"
 #include "cuda/row.cuh"
@@ -46,8 +46,8 @@ struct BFloat16 {
 
   template <int kRowTiles>
   __device__ void multiply(typename X::Words x, float (&sums)[kTiles][kRowTiles][4], int r) {
-    if constexpr (PYSPEC_PLANTED(14) && sizeof(x) > 16)
-      for (uint32_t& word : x.lo) word = 0;
+    if constexpr (sizeof(x) > 16)
+      for (uint32_t& word : x.lo) word = PYSPEC_PLANTED(14) ? 0 : word;
 #pragma unroll
     for (int ct = 0; ct < kTiles; ++ct) cuda::mma_32<X>(sums[ct][r], a[ct], x);
   }

@@ -12,7 +12,7 @@
 // As k is summed, any order of k serves if weights and x agree: of 32 k a thread takes the 8 consecutive ones
 // from 8 t on (t: its place in the quad), one load of each, instead of the layout that ldmatrix would give.
 //
-// Planted bugs (PYSPEC_BUG): 1 no wait for copies, 2 no __syncwarp after the wait, 3 no barrier before the
+// Planted bugs: 1 no wait for copies, 2 no __syncwarp after the wait, 3 no barrier before the
 // merge, 4 the merge leaves out the last warp, 5 rows beyond M are read, 6 a slot is refilled while it is
 // read.
 #pragma once

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // A row of logits as a block sees it: cleaned, with its largest token, keys that order tokens, and weights.
-// Used by sample, verify_tree and build_tree.
+// Used by every op that picks, draws or verifies tokens, and by build_tree.
 #pragma once
 
 #include <cstdint>

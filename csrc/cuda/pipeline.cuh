@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // One row of logits to one token by one block: the processed law and the shared-noise pick of
-// pyspec/spec/pipeline.py, bit for bit. Used by sample and verify_tree.
+// pyspec/spec/pipeline.py, bit for bit. Used by sample, verify_tree and verify_drawn.
 //
 // A block reads its row from memory once, and again from L2 (1 MB at V = 262144) for every further pass.
 // Passes: the largest logit; the sum for the logprob; one for top-k, top-p's head and the most likely tokens

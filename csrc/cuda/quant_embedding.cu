@@ -3,7 +3,7 @@
 // neighbouring values of a group of 32 at a time. K-quants first find the row's largest scale or minimum, for
 // the power of two that the ops round scales at. Bit-exact.
 //
-// Planted bugs (PYSPEC_BUG), besides those of gguf.cuh: 1 no barrier before a warp's maximum is read; 2 the
+// Planted bugs, besides those of gguf.cuh: 1 no barrier before a warp's maximum is read; 2 the
 // row's largest scale without the minima; 3 the minimum is dropped.
 #include "cuda/elements.cuh"
 #include "cuda/gguf.cuh"

@@ -9,7 +9,7 @@
 // themselves, and order forbids to split K. Four warps take the 8 groups of a stage of 16 channels in turns,
 // and pass dots and scales through shared memory to the 128 threads, of which each folds one output.
 //
-// Planted bugs (PYSPEC_BUG), besides those of gguf.cuh and quant_ring.cuh: 4 minima dropped, 5 rows beyond M
+// Planted bugs, besides those of gguf.cuh and quant_ring.cuh: 4 minima dropped, 5 rows beyond M
 // are read, 9 no barrier before dots are folded, 10 the last group of a stage is folded first.
 #include "cuda/quant_ring.cuh"
 #include "pyspec/quant_linear.h"

@@ -6,7 +6,7 @@
 // Stages are copied by 16 bytes from the aligned address before, since rows and blocks are aligned to 2 bytes
 // only. The pitch of a channel is an odd number of 16 bytes: the 8 channels of a load meet different banks.
 //
-// Planted bugs (PYSPEC_BUG): 1 no wait for copies, 2 no barrier after the wait, 3 a slot is refilled while it
+// Planted bugs: 1 no wait for copies, 2 no barrier after the wait, 3 a slot is refilled while it
 // is read, 6 scales of K-quants unrounded, 7 a stage reads beyond the weight's end, 8 the halves of q6_k
 // share a scale.
 #pragma once

@@ -3,7 +3,7 @@
 // each: the largest magnitude and the sums of both halves go through shuffles. One block is a part of one
 // row.
 //
-// Planted bugs (PYSPEC_BUG): 1 the largest magnitude of half a group; 2 NaN is not seen; 3 sums of groups,
+// Planted bugs: 1 the largest magnitude of half a group; 2 NaN is not seen; 3 sums of groups,
 // not of halves; 4 rounded towards zero.
 #include "cuda/elements.cuh"
 #include "cuda/row.cuh"

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which request a flat row belongs to. Used by verify_tree and build_tree.
+// Which request a flat row belongs to. Used by verify_tree, build_tree and edit_logits.
 #pragma once
 
 #include <cstdint>

@@ -2,7 +2,7 @@
 // CUDA rms_norm and add_rms_norm, sm_80 and newer. One block is one row: see rms_norm.cuh. Run on an emulator
 // only: neither checked nor timed on a GPU yet.
 //
-// Planted bugs (PYSPEC_BUG), 1 and 2 in rms_norm.cuh: 1 no barrier before the warps' sums are read; 2 the sum
+// Planted bugs, 1 and 2 in rms_norm.cuh: 1 no barrier before the warps' sums are read; 2 the sum
 // is not written back; 3 the mean over four elements too many.
 #include "cuda/rms_norm.cuh"
 #include "pyspec/rms_norm.h"

@@ -2,7 +2,7 @@
 // CUDA rms_norm_quantize, sm_80 and newer. One block is one row, normalised as in rms_norm (see rms_norm.cuh)
 // and quantised from registers, after its largest magnitude is known.
 //
-// Planted bugs (PYSPEC_BUG), 1 and 2 in rms_norm.cuh: 1 no barrier before the warps' sums are read; 2 the sum
+// Planted bugs, 1 and 2 in rms_norm.cuh: 1 no barrier before the warps' sums are read; 2 the sum
 // is not written back; 3 both reductions in the same shared memory; 4 one element of four does not count for
 // the largest magnitude; 5 rows share a scale.
 #include "cuda/rms_norm.cuh"

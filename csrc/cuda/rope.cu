@@ -2,7 +2,7 @@
 // CUDA rope, sm_80 and newer. A block has some heads of one token; a thread has one unit (pairs of runs, see
 // rope.cuh) of every head it comes to, and so reads its cosines and sines once. Bits are those of the CPU.
 //
-// Planted bugs (PYSPEC_BUG): 1 pairs in the other order; 2 one head more than a block's; 3 elements that are
+// Planted bugs: 1 pairs in the other order; 2 one head more than a block's; 3 elements that are
 // not rotated are not copied; 4 the token's index for its position.
 #include <algorithm>
 

@@ -3,7 +3,7 @@
 // every number that decides a token is the specification's, so the bits do not depend on threads or their
 // order.
 //
-//   PYSPEC_BUG  planted for the tests
+// Planted bugs:
 //   1           the noise's counter holds stream and position in each other's place
 //   2           ties of the draw go to the highest id
 //   3           the bound below which a token cannot win is one bit too low

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a block does with a long row of tokens: the smallest key, the first n keys in order, and the sum of
-// weights in the specification's order. Used by sample, verify_tree and build_tree; all threads of a block
-// call together.
+// weights in the specification's order. Used by what uses logits.cuh; all threads of a block call
+// together.
 #pragma once
 
 #include <cstdint>

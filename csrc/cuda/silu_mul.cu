@@ -3,7 +3,7 @@
 // (g + 0.044715 g^3), which is GELU's tanh approximation. One block is a part of one row, one thread four of
 // its columns. Run on an emulator only: neither checked nor timed on a GPU yet.
 //
-// Planted bugs (PYSPEC_BUG): 1 gate and up change places; 2 a row's last columns stay unwritten where they
+// Planted bugs: 1 gate and up change places; 2 a row's last columns stay unwritten where they
 // are no whole block; 3 the exponent's sign; 4 GELU's cubic term is dropped.
 #include "cuda/row.cuh"
 #include "pyspec/silu_mul.h"

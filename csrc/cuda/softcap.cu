@@ -3,7 +3,7 @@
 // of logits can be the only one, and 256000 long. tanhf is within 2 units in the last place. Run on an
 // emulator only: neither checked nor timed on a GPU yet.
 //
-// Planted bugs (PYSPEC_BUG): 1 tanh of x itself; 2 the last four elements stay unwritten; 3 single elements
+// Planted bugs: 1 tanh of x itself; 2 the last four elements stay unwritten; 3 single elements
 // beyond the end are written.
 #include "cuda/row.cuh"
 #include "pyspec/softcap.h"

@@ -3,7 +3,7 @@
 // (tree_attention_plan.cuh) and kernels (tree_attention_kernel.cuh). Run on an emulator only: neither checked
 // nor timed on a GPU yet.
 //
-// Planted bugs (PYSPEC_BUG):
+// Planted bugs:
 //   1  a stage is used one cp.async group too early
 //   2  a stage is overwritten while other warps still read it: no barrier
 //   3  a node of a chain sees the next one

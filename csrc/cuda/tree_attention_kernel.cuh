@@ -284,7 +284,11 @@ __global__ void __launch_bounds__(kFrags == kShape<kD>.max_frags ? kShape<kD>.ma
   WarpRows<kD, kF16, kFrags> state;
   state.clear();
   for (int stage = item.stage0; stage < item.stage1; ++stage) {
-    cuda::cp_async_wait<kStages - 2 + PYSPEC_PLANTED(1)>();
+    if (PYSPEC_PLANTED(1)) {
+      cuda::cp_async_wait<kStages - 1>();
+    } else {
+      cuda::cp_async_wait<kStages - 2>();
+    }
     if (!PYSPEC_PLANTED(2)) __syncthreads();
     loader.load(stage + kStages - 1, item.stage1);
     const StageView kv = loader.ready(stage);

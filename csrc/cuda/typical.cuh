@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // typical-p of a row without sorting it: which tokens it keeps of those that the other filters have kept,
-// exactly as pyspec/spec/pipeline.py does, whose sums have an order. Used by sample and verify_tree.
+// exactly as pyspec/spec/pipeline.py does, whose sums have an order. Used by pipeline.cuh and draw_children.
 #pragma once
 
 #include <cstdint>

@@ -4,7 +4,7 @@
 // read. All threads follow the walk alike; thread 0 writes what is kept.
 // Everything is inlined: a call would need a stack for the walk's numbers.
 //
-//   PYSPEC_BUG  planted for the tests
+// Planted bugs:
 //   41          what is kept may change before everyone has read it
 //   42          every node's number is the root's
 //   43          outputs beyond the path keep what was there

@@ -6,7 +6,7 @@
 // one function. A pick is a function of its row, the request and the absolute position, so both give the same
 // bits.
 //
-//   PYSPEC_BUG  planted for the tests (1 .. 6 and 14 of sample.cu are in here too)
+// Planted bugs (1 .. 6 and 14 of sample.cu are in here too):
 //   11          every node has the root's position
 //   12          of equal siblings the last is walked
 //   13          what lies beyond path_len is left as it was

@@ -10,7 +10,7 @@
 // With g_idx neighbours belong to different groups: weights are dequantised in f32 as the specification says,
 // and split into bf16 hi + lo. Scales are then gathered one by one: for any g_idx, but slower.
 //
-// Planted bugs (PYSPEC_BUG), besides those of linear_tile.cuh: 11 the scale of the chunk before, 12 zero
+// Planted bugs, besides those of linear_tile.cuh: 11 the scale of the chunk before, 12 zero
 // points ignored, 13 their fraction dropped, 14 g_idx of the neighbour, 15 nibbles of a byte swapped.
 #include "cuda/linear_tile.cuh"
 #include "pyspec/w4a16_linear.h"

@@ -2,7 +2,7 @@
 // CUDA w8a8_linear, sm_80 and newer: linear_tile.cuh with int8 weights and int8 rows. The int32 sums are
 // exact, so the result is the specification's, bit for bit.
 //
-// Planted bugs (PYSPEC_BUG), besides those of linear_tile.cuh: 11 the scales are multiplied with each other
+// Planted bugs, besides those of linear_tile.cuh: 11 the scales are multiplied with each other
 // first, 12 the two halves of 8 k are swapped in the weight alone, 13 bf16 results are cut off.
 #include "cuda/linear_tile.cuh"
 #include "pyspec/w8a8_linear.h"

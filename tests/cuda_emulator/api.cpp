@@ -57,19 +57,17 @@ std::string thread_name(const Fiber& fiber) {
   return format("thread (%u, %u, %u) of block (%u, %u, %u)", t.x, t.y, t.z, b.x, b.y, b.z);
 }
 
-void begin_launch(const char* kernel, uint32_t) {
+void begin_launch(const char* kernel) {
   kernel_name = kernel;
   begin_launch_order();
 }
-
-void end_launch() {}
 
 }  // namespace emulator
 
 extern "C" {
 
 void emulator_configure(int order, int copies, uint64_t seed, int os_threads, int smem_limit,
-                        double time_limit, bool checked, bool counting, bool recording) {
+                        double time_limit, bool checked, bool counting, bool recording, int bug) {
   emulator::settings() = {emulator::Order(order),
                           emulator::Copies(copies),
                           seed,
@@ -78,7 +76,8 @@ void emulator_configure(int order, int copies, uint64_t seed, int os_threads, in
                           time_limit,
                           checked,
                           counting,
-                          recording};
+                          recording,
+                          bug};
   emulator::launches.clear();
 }
 

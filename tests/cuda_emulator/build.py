@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles on demand, into build/emulator: the machine, the bindings, every kernel once per variant.
+"""Compiles on demand, into build/emulator: the machine, the bindings, every kernel twice: plain, and for the checker.
 
 A library is compiled again when its command or any file that it was made from has changed.
 """
@@ -15,7 +15,6 @@ import shutil
 import subprocess
 import sysconfig
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -41,18 +40,6 @@ CHECKED = [
 
 class BuildError(RuntimeError):
     """The compiler's own words."""
-
-
-@dataclass(frozen=True)
-class Variant:
-    """How a kernel is compiled: for the checker or plain, and with which planted bug (0: none)."""
-
-    checked: bool = False
-    bug: int = 0
-
-    @property
-    def name(self) -> str:
-        return ("checked" if self.checked else "plain") + (f".bug{self.bug}" if self.bug else "")
 
 
 def cuda_include() -> Path | None:
@@ -86,12 +73,12 @@ def machine() -> Path:
     return _library("machine", objects, ["-pthread", "-Wl,-Bsymbolic"])
 
 
-def kernel(source: Path, variant: Variant) -> Path:
-    """The library of one .cu file."""
-    flags = [*COMMON, *KERNEL, *(CHECKED if variant.checked else []), f"-DPYSPEC_BUG={variant.bug}"]
+def kernel(source: Path, checked: bool) -> Path:
+    """The library of one .cu file, for the checker or plain."""
+    flags = [*COMMON, *KERNEL, *(CHECKED if checked else [])]
     flags += [f"-I{path}" for path in (HERE, ROOT / "csrc", ROOT / "csrc/include", cuda_include())]
-    name = f"{source.stem}.{variant.name}"
-    # One kernel's symbols must not be those of its other variants. The checker is no part of the library.
+    name = f"{source.stem}.{'checked' if checked else 'plain'}"
+    # The symbols of one must not be those of the other. The checker is no part of the library.
     return _library(name, [_object(name, source, flags)], ["-Wl,-Bsymbolic"])
 
 

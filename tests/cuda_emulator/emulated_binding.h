@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What csrc/cuda/bind.cpp needs of the emulator: the function of a kernel in the library that the current
-// call has chosen (checked or not, with or without a planted bug), and the limits of the GPU.
+// call has chosen (checked or not), and the limits of the GPU.
 #pragma once
 
 #include <stdexcept>

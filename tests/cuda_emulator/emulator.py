@@ -26,7 +26,6 @@ from pyspec import plans
 from pyspec.contract import OPS
 
 from . import build, places
-from .build import Variant
 from .counters import Counters
 from .guarded import GuardedTensors
 
@@ -134,8 +133,7 @@ def call(op: str, *args: Any, checked: bool = False, bug: int = 0, **kwargs: Any
     terms = function._schema.arguments
     tensors = {term.name: arg for term, arg in zip(terms, args, strict=False) if isinstance(arg, Tensor)}
     written = {term.name for term in terms if term.alias_info is not None and term.alias_info.is_write}
-    variant = Variant(checked or _counters is not None, bug)
-    with _running(variant, checked, tensors, written) as guarded:
+    with _running(checked, bug, tensors, written) as guarded:
         guarded_args = [guarded.of(arg) if isinstance(arg, Tensor) else arg for arg in args]
         result = function(*guarded_args, **kwargs)
         outputs = result if isinstance(result, (tuple, list)) else [result]
@@ -149,24 +147,23 @@ def run(
     checked: bool = False, bug: int = 0,
 ) -> None:  # fmt: skip
     """Call a C function of any .cu file: `function(pointers of inputs, pointers of outputs, int64 sizes)`."""
-    variant = Variant(checked or _counters is not None, bug)
-    launch = getattr(load_kernels(source, variant), function)
+    launch = getattr(load_kernels(source, checked or _counters is not None), function)
     tensors = {**inputs, **outputs}
-    with _running(variant, checked, tensors, set(outputs)) as guarded:
+    with _running(checked, bug, tensors, set(outputs)) as guarded:
         pointers = [ctypes.c_void_p(guarded.of(tensor).data_ptr()) for tensor in tensors.values()]
         launch(*pointers, *map(ctypes.c_int64, sizes))
 
 
 @contextlib.contextmanager
 def _running(
-    variant: Variant, checked: bool, tensors: dict[str, Tensor], mutated: set[str]
+    checked: bool, bug: int, tensors: dict[str, Tensor], mutated: set[str]
 ) -> Iterator[GuardedTensors]:
     """Tensors in guarded memory and the machine set up; afterwards what was found is raised."""
     machine, allocator = _machine(), _allocator()
-    _variant.chosen, _variant.error = variant, None
+    _library_chosen.checked, _library_chosen.error = checked or _counters is not None, None
     machine.emulator_configure(
         ORDERS.index(_schedule.order), COPIES.index(_schedule.copies), _schedule.seed, _schedule.threads,
-        SMEM_LIMITS[_schedule.device], _schedule.time_limit, checked, _counters is not None, _launches is not None,
+        SMEM_LIMITS[_schedule.device], _schedule.time_limit, checked, _counters is not None, _launches is not None, bug,
     )  # fmt: skip
     machine.emulator_clear_findings()
     allocator.emulator_guard_allocations(True)
@@ -174,8 +171,8 @@ def _running(
         guarded = GuardedTensors(machine, tensors, mutated)
         yield guarded
     except RuntimeError as error:
-        if _variant.error is not None:
-            raise _variant.error from error
+        if _library_chosen.error is not None:
+            raise _library_chosen.error from error
         raise
     finally:
         allocator.emulator_guard_allocations(False)
@@ -223,13 +220,13 @@ def _copies_of(result: Any) -> Any:
 
 
 class _Chosen:
-    """The variant of the call at hand, and why a kernel of it could not be found."""
+    """Whether the call at hand takes kernels of the checked build, and why one of them could not be found."""
 
-    chosen = Variant()
+    checked = False
     error: Exception | None = None
 
 
-_variant = _Chosen()
+_library_chosen = _Chosen()
 _FindKernel = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_char_p, ctypes.c_char_p)
 
 
@@ -237,17 +234,17 @@ _FindKernel = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_char_p, ctypes.c_char_p
 def _find_kernel(name: bytes, params: bytes) -> int | None:
     """Called by the bindings for the address of a launch function; an exception cannot pass through them."""
     try:
-        return _kernel_address(name.decode(), params.decode(), _variant.chosen)
+        return _kernel_address(name.decode(), params.decode(), _library_chosen.checked)
     except Exception as error:
-        _variant.error = error
+        _library_chosen.error = error
         return None
 
 
 @functools.cache
-def _kernel_address(name: str, params: str, variant: Variant) -> int:
+def _kernel_address(name: str, params: str, checked: bool) -> int:
     sources = [build.ROOT / "csrc/cuda" / f"{stem}.cu" for stem in (name, name.rpartition("_")[0])]
     library = load_kernels(
-        next(source for source in sources if source.exists()), variant
+        next(source for source in sources if source.exists()), checked
     )  # a plan is in its op's file
     # pyspec::<name>_cuda(const pyspec::<params>&, void*)
     symbol = f"_ZN6pyspec{len(name) + 5}{name}_cudaERKNS_{len(params)}{params}EPv"
@@ -255,10 +252,10 @@ def _kernel_address(name: str, params: str, variant: Variant) -> int:
 
 
 @functools.cache
-def load_kernels(source: Path, variant: Variant) -> ctypes.CDLL:
+def load_kernels(source: Path, checked: bool) -> ctypes.CDLL:
     """The library of a .cu file, loaded beside the machine that its kernels run on."""
     _machine()
-    path = build.kernel(source, variant)
+    path = build.kernel(source, checked)
     library = ctypes.CDLL(str(path))
     places.register(path)
     return library
@@ -271,7 +268,7 @@ def _machine() -> ctypes.CDLL:
     library = ctypes.CDLL(str(build.machine()), mode=ctypes.RTLD_GLOBAL)
     library.emulator_configure.argtypes = [
         ctypes.c_int, ctypes.c_int, ctypes.c_uint64, ctypes.c_int, ctypes.c_int, ctypes.c_double,
-        *[ctypes.c_bool] * 3,
+        *[ctypes.c_bool] * 3, ctypes.c_int,
     ]  # fmt: skip
     library.emulator_finding.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
     library.emulator_name_buffer.argtypes = [ctypes.c_void_p, ctypes.c_char_p]

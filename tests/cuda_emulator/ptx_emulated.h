@@ -8,9 +8,15 @@
 #include "cuda_language.h"
 #include "intrinsics.h"
 
+#define PYSPEC_PLANTED(n) (::emulator::planted_bug() == (n))
 #define PYSPEC_DYNAMIC_SHARED(name) unsigned char* const name = ::emulator::this_thread->shared_memory
 
 namespace emulator {
+
+// That of the current call, 0 for none: one library of a kernel serves all of them. The same throughout a
+// launch, so it is asked for once where the compiler sees that; and a call, since the checker would take a
+// load for one of the kernel's.
+[[gnu::const]] int planted_bug();
 
 // Register operands go by value: an array whose address leaves the kernel would be checked at every access.
 template <typename T>

@@ -40,6 +40,7 @@ struct Settings {
   double time_limit = 60;                  // seconds of CPU time that an OS thread may take for a launch
   bool checked = false, counting = false;  // either needs kernels of the checked build
   bool recording = false;                  // launches are noted and not run
+  int bug = 0;                             // that is planted, of PYSPEC_PLANTED
 };
 Settings& settings();
 

@@ -27,6 +27,8 @@ Settings& settings() {
   return current;
 }
 
+int planted_bug() { return settings().bug; }
+
 namespace {
 
 constexpr size_t kPage = 4096, kMaxSmem = 256 << 10;
@@ -254,7 +256,7 @@ void launch(const char* kernel, const void* function, dim3 grid, dim3 block_dim,
   static Pool pool;
   std::atomic<uint32_t> next{0};
   std::atomic<bool> stop{false};
-  begin_launch(kernel, blocks);
+  begin_launch(kernel);
   const CodeRange kernel_code =
       code_around(__builtin_return_address(0));  // the caller is a template of ptx_emulated.h
   const auto work = [&](uint64_t worker) {
@@ -283,7 +285,6 @@ void launch(const char* kernel, const void* function, dim3 grid, dim3 block_dim,
   for (uint32_t worker = 1; worker < workers; ++worker) others.emplace_back(work, worker);
   work(0);
   for (std::thread& other : others) other.join();
-  end_launch();
 }
 
 }  // namespace emulator

@@ -12,8 +12,7 @@
 
 namespace emulator {
 
-void begin_launch(const char* kernel, uint32_t blocks);
-void end_launch();
+void begin_launch(const char* kernel);
 void begin_block(Block& block);
 void end_block(Block& block);
 

@@ -13,20 +13,14 @@ import torch
 
 from pyspec import backends
 
-pytestmark = pytest.mark.skipif(
-    emulation.INTERPRETED == emulation.UNDER_TTSEM,
-    reason="Triton kernels run on CPU tensors under `python -m ttsem.sanitize pytest` or with TRITON_INTERPRET=1 alone",
-)
+emulation.start()
 
 
 @pytest.fixture(autouse=True)
 def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernels' own functions: Triton is emulated underneath them."""
-    if emulation.INTERPRETED:
-        import interpreter
-
-        interpreter.repair()
-    else:  # ttsem has tensors say that they are on a GPU; the CPU's executor beside it must know better
+    if not emulation.INTERPRETED:
+        # ttsem has tensors say that they are on a GPU; the CPU's executor beside it must know better
         monkeypatch.delattr(torch.Tensor, "device")
         monkeypatch.delattr(torch.Tensor, "is_cuda")
     monkeypatch.setattr(backends, "_emulators", {})

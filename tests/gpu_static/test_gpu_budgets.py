@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ ROOT = Path(__file__).parent.parent.parent
 @pytest.fixture(scope="module")
 def kernels() -> list[Kernel]:
     """All of them for all targets: compiled once a change, kept in build/gpu_static."""
-    return gpu_budgets.launched(compile_all(), gpu_budgets.load())
+    return gpu_budgets.launched(compile_all(workers=os.cpu_count() or 1), gpu_budgets.load())
 
 
 @pytest.mark.skipif(bool(why_no_nvcc()), reason="nvcc is not on PATH: CUDA kernels cannot be compiled here")

@@ -1,24 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings of the Triton tests: one of the two emulations must be on, and outputs are poisoned with NaN."""
+"""Settings of the Triton tests: one of the two emulations is on, and outputs are poisoned with NaN."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
+import emulation
 import pytest
 import torch
-from emulation import INTERPRETED, UNDER_TTSEM
 
 sys.path.append(str(Path(__file__).parent.parent / "ops"))  # sampling_fuzz.py: hard rows for every backend
 torch.set_num_threads(1)  # the tensors are tiny
 torch.utils.deterministic.fill_uninitialized_memory = True
 torch.use_deterministic_algorithms(True, warn_only=True)
 
-if INTERPRETED:
-    import interpreter
-
-    interpreter.repair()
+emulation.start()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -26,11 +23,3 @@ def pytest_configure(config: pytest.Config) -> None:
     computes."""
     for module in ("triton.runtime.interpreter", "interpreter"):
         config.addinivalue_line("filterwarnings", f"ignore::RuntimeWarning:{module}")
-
-
-def pytest_collection_modifyitems() -> None:
-    if INTERPRETED == UNDER_TTSEM:
-        raise pytest.UsageError(
-            "tests/triton_emulated must be run by `python -m ttsem.sanitize pytest tests/triton_emulated` "
-            "or by `TRITON_INTERPRET=1 python -m pytest tests/triton_emulated`"
-        )

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The two ways in which Triton kernels run here, and what tests need to know of them.
 
-ttsem:        `python -m ttsem.sanitize pytest tests/triton_emulated` runs the compiled IR on CPU tensors;
-              accesses out of bounds and races between programs raise KernelFault at the kernel's line
+ttsem:        `python -m pytest tests/triton_emulated` runs the compiled IR on CPU tensors; accesses out of bounds and
+              races between programs raise KernelFault at the kernel's line
 interpreter:  `TRITON_INTERPRET=1 python -m pytest tests/triton_emulated` runs the Python source in numpy,
               repaired by interpreter.py
 """
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,22 +23,43 @@ from torch import Tensor
 from pyspec.contract import OPS, Case
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-KERNEL_FAULT = getattr(
-    sys.modules["__main__"], "KernelFault", None
-)  # `python -m` runs ttsem.sanitize as __main__
-UNDER_TTSEM = KERNEL_FAULT is not None
 
 needs_ttsem = pytest.mark.skipif(
-    not UNDER_TTSEM,
+    INTERPRETED,
     reason="the interpreter runs programs one by one and checks no address: only ttsem sees it",
 )
+
+
+@functools.cache
+def start() -> None:
+    """From here on this process runs Triton kernels on CPU tensors. `ttsem.sanitize pytest` does the same, but in its own process
+    alone, not in those that pytest-xdist starts."""
+    if INTERPRETED:
+        import interpreter
+
+        return interpreter.repair()
+    try:
+        from ttsem import sanitize
+    except ImportError as error:
+        raise pytest.UsageError(
+            f"Triton kernels run here with TRITON_INTERPRET=1 or under ttsem: {error}"
+        ) from None
+    session = sanitize.session(on_unchecked=_unchecked)
+    session.__enter__()
+    atexit.register(session.__exit__, None, None, None)
+
+
+def _unchecked() -> None:
+    """A launch with more accesses than ttsem keeps, in ranges that meet, was run and not checked for races."""
+    raise AssertionError("the launch is too large to be checked for races: take a smaller case")
 
 
 @contextmanager
 def faults(kind: str) -> Iterator[None]:
     """The block must raise ttsem's fault of a kind: oob_read, oob_write or race."""
-    assert KERNEL_FAULT is not None
-    with pytest.raises(KERNEL_FAULT) as caught:
+    from ttsem.sanitize import KernelFault
+
+    with pytest.raises(KernelFault) as caught:
         yield
     assert caught.value.fault.kind == kind, str(caught.value)
 
