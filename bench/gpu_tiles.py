@@ -46,6 +46,7 @@ TILES = {
     "kernels/embedding": _TRITON_ELEMENTS,
     "kernels/fp8_linear": _TRITON_LINEAR,
     "kernels/linear": _TRITON_LINEAR,
+    "kernels/prefix_groups": "one program a request compares 256 columns of its page table at a time",
     "kernels/quant_embedding": "one program a row, a power of two of its groups",
     "kernels/quant_linear": "16 to 64 channels by up to 64 rows: exact sums leave the cut free, few channels fill the machine",
     "kernels/quantize_activations": "one program a row of groups",

@@ -2,7 +2,8 @@
 """tree_attention in Triton: ragged trees, chains and single tokens over a paged KV cache.
 
 Specification: pyspec/spec/tree_attention.py. One program has a tile of rows of one request and KV head (row
-r is node r // R with query head r % R) and some spans of 512 slots.
+r is node r // R with query head r % R) and some spans of 512 slots. attention_config.py says how a call is cut,
+attention_tile.py what a program does with a tile of slots.
 
 Order of a row's sums: slots are cut into spans at absolute multiples of 512 and those into tiles; a span is
 an online softmax over its tiles in ascending order, from nothing; spans are joined by a left fold in
@@ -18,12 +19,14 @@ Spans of a row go to several programs where there are few rows; each span's stat
 second launch folds them (the last program to arrive could, but a read of what other programs wrote is what
 the race checker must report).
 
-Shared prefixes are read by every request: the cascade over them is in the CUDA kernel only.
+Shared prefixes (prefix_groups.py): where requests have few rows each, whole spans that consecutive requests
+begin with are read once, by row tiles with the rows of all of them. These store their spans as programs that
+split a row tile do, each request's own programs do the others, and the second launch folds all: the same bits.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -35,13 +38,12 @@ from pyspec.contract import DTYPE_NAMES
 
 from .aot import AotCase
 from .append_kv import raw
+from .attention_config import SPAN, Config, is_split, pick_config
 from .attention_tile import attend_tiles, finish, fold, fold_in_memory, is_chain_up_to, low_slots
 from .dots import rows
+from .prefix_groups import BLOCK_W, common_kernel, group_tile, spans_of_group
 
-SPAN = 512  # slots; also the least that a program of its own is worth
 MAX_D = 256  # padded to a power of two with masks, and to the 16 that a product needs
-PROGRAMS = 264  # two per SM of a large GPU
-MAX_WORKSPACE = 256 << 20  # bytes of stored spans; calls that would need more are not split
 LOG2_E = 1.4426950408889634
 TYPES = {
     "bf16": torch.bfloat16,
@@ -49,45 +51,6 @@ TYPES = {
     "i8": torch.int8,
     "u8": torch.float8_e4m3fn,
 }  # Triton's names of queries' and pages'
-
-
-@dataclass(frozen=True)
-class Config:
-    """How one call is cut. All that fixes the order of sums follows from D and the types alone."""
-
-    span: int
-    block_m: int
-    block_n: int
-    num_warps: int
-    tiles: int  # row tiles of all requests, at most
-    spans: int  # of a request, at most
-    parts: int  # programs that share the spans of a row tile; 1: nothing is stored
-
-
-def is_split(q: torch.dtype, pages: torch.dtype) -> bool:
-    """Whether queries (and weights) enter as two parts of the 16 bits that keys have."""
-    return q == torch.float32 or (q == torch.float16 and pages != torch.float16)
-
-
-def pick_config(
-    T: int, H: int, G: int, D: int, B: int, slots: int, q: torch.dtype = torch.bfloat16,
-    pages: torch.dtype = torch.bfloat16,
-) -> Config:  # fmt: skip
-    """Tiles and parts for T nodes of B requests whose page tables have room for `slots` slots each."""
-    heads = H // G
-    width = D * (2 if is_split(q, pages) else 1) // pages.itemsize  # 8-bit keys are held twice
-    block_m = 64 if width <= 128 else 32 if width <= 256 else 16  # what registers hold
-    tiles = min(T * heads, (T * heads + B * (block_m - 1)) // block_m)  # one more a request than whole tiles
-    spans = max(1, triton.cdiv(slots, SPAN))
-    parts = min(spans, max(1, PROGRAMS // max(1, tiles * G)))
-    if 4 * spans * T * H * (D + 2) > MAX_WORKSPACE:
-        parts = 1
-    return Config(SPAN, block_m, 32, 8 if D > 64 else 4, tiles, spans, parts)
-
-
-def options(D: int, parts: int) -> dict[str, Any]:
-    """How the kernel is compiled: with stored spans of a small head ptxas would spill to fit a third block."""
-    return {"enable_fp_fusion": False} | ({"maxnreg": 255} if parts > 1 and D <= 64 else {})
 
 
 @triton.jit
@@ -108,32 +71,51 @@ def request_of(cu_t_ptr, index, B, WEIGHT: tl.constexpr, BLOCK: tl.constexpr, BL
 @triton.jit
 def attend_kernel(
     q_ptr, k_pages_ptr, v_pages_ptr, k_scale_ptr, v_scale_ptr, sinks_ptr, table_ptr, kv_len_ptr, cu_t_ptr,
-    parents_ptr, out_ptr, lse_ptr, partial_ptr, state_ptr, T, H, B, window, factor, inner, q_stride_t,
-    q_stride_h, table_stride_b, k_stride_p, k_stride_s, k_stride_g, v_stride_p, v_stride_s, v_stride_g,
-    k_scale_stride_p, k_scale_stride_s, k_scale_stride_g, v_scale_stride_p, v_scale_stride_s,
-    v_scale_stride_g, PARTS: tl.constexpr, R: tl.constexpr, S: tl.constexpr, D: tl.constexpr,
-    SPAN: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, F16: tl.constexpr, SPLIT: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_B: tl.constexpr,
-    PLANTED_BUG: tl.constexpr = "",
+    parents_ptr, common_ptr, out_ptr, lse_ptr, partial_ptr, state_ptr, T, H, B, window, factor, inner,
+    shared_programs, tiles, parts, q_stride_t, q_stride_h, table_stride_b, k_stride_p, k_stride_s, k_stride_g,
+    v_stride_p, v_stride_s, v_stride_g, k_scale_stride_p, k_scale_stride_s, k_scale_stride_g,
+    v_scale_stride_p, v_scale_stride_s, v_scale_stride_g, STORES: tl.constexpr, R: tl.constexpr,
+    S: tl.constexpr, D: tl.constexpr, SPAN: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
+    F16: tl.constexpr, SPLIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_B: tl.constexpr, PLANTED_BUG: tl.constexpr = "",
 ):  # fmt: skip
     """Rows [BLOCK_M] of a request and KV head over the spans of one part.
 
-    Gives their results, or the state of every span if PARTS > 1.
+    Gives their results, or the state of every span if STORES. With common_ptr, the first `shared_programs` have
+    rows of groups of requests, over the spans that a group shares, and the others leave these spans out.
     """
-    b, first_tile = request_of(cu_t_ptr, tl.program_id(0), B, R, BLOCK_M, BLOCK_B)
+    index = tl.program_id(0)
+    is_shared = False
+    if common_ptr is not None:
+        is_shared = index < shared_programs
+        index = tl.where(is_shared, index, index - shared_programs)
+    part, tile = 0, index
+    if STORES:
+        part, tile = index // tiles, index % tiles
+    b, first_tile = request_of(cu_t_ptr, tile, B, R, BLOCK_M, BLOCK_B)
+    tile, end_b, shared = tile - first_tile, b + 1, 0
+    if common_ptr is not None:
+        if is_shared:
+            b, end_b, shared, tile, part, parts = group_tile(
+                common_ptr, cu_t_ptr, index, shared_programs, B, R, BLOCK_M, BLOCK_B
+            )
+        else:
+            shared = spans_of_group(common_ptr, b, B, BLOCK_B)
     if b >= B:
         return
     g = tl.program_id(1)
     t0, L = tl.load(cu_t_ptr + b), tl.load(kv_len_ptr + b)
-    nodes = tl.load(cu_t_ptr + b + 1) - t0
-    row0 = (tl.program_id(0) - first_tile) * BLOCK_M
+    nodes = tl.load(cu_t_ptr + end_b) - t0
+    row0 = tile * BLOCK_M
     offs_m = row0 + tl.arange(0, BLOCK_M)
     mask_m = offs_m < nodes * R
     node, head = offs_m // R, g * R + offs_m % R
     first_node, last_node = row0 // R, tl.minimum(nodes - 1, (row0 + BLOCK_M - 1) // R)
     parents_ptr += t0
 
-    is_chain = is_chain_up_to(parents_ptr, last_node)
+    # Rows of a group see all slots that it shares, as a chain would behind them, and read no others here.
+    L = tl.where(is_shared, shared * SPAN, L)
+    is_chain = is_chain_up_to(parents_ptr, tl.where(is_shared, -1, last_node))
     start = tl.where(is_chain | ~mask_m, -1, node)  # where a row's walk to the root begins
     low = low_slots(parents_ptr, node, start, is_chain, L, window) if WINDOW else node * 0
     high = L + tl.where(is_chain | (PLANTED_BUG == "siblings"), node + 1 + (PLANTED_BUG == "future"), 0)
@@ -141,8 +123,10 @@ def attend_kernel(
     # All rows see slots [whole_begin, whole_end); none sees slots outside of [begin, end).
     end = L + last_node + 1
     begin = tl.min(tl.where(mask_m, low, end), 0)
-    if PARTS > 1:  # the root's: what fold_kernel expects of every row
+    if STORES:  # the root's: what fold_kernel expects of every row
         begin = tl.maximum(0, L - window + 1) if WINDOW else 0
+    end = tl.where(is_shared, L, end)
+    begin = tl.maximum(begin, tl.where(is_shared, 0, shared * SPAN))
     whole_begin = tl.max(tl.where(mask_m, low, 0), 0)
     whole_end = tl.where(is_chain, L + first_node + 1, L)
 
@@ -167,7 +151,7 @@ def attend_kernel(
         v_scale_ptr += g * v_scale_stride_g
     table_ptr += b.to(tl.int64) * table_stride_b
     # Where the state of a span waits: by span, node and head for fold_kernel, by program for the next span.
-    if PARTS > 1:
+    if STORES:
         offs_state = node * H + head
         base, span_stride = t0.to(tl.int64) * H, tl.cast(T, tl.int64) * H
         if PLANTED_BUG == "shared span":
@@ -178,8 +162,8 @@ def attend_kernel(
         partial_ptr += base * BLOCK_D
 
     first_span, last_span = begin // SPAN, tl.cdiv(end, SPAN)
-    part_spans = tl.cdiv(last_span - first_span, PARTS)
-    first_span += tl.program_id(2) * part_spans
+    part_spans = tl.cdiv(last_span - first_span, parts)
+    first_span += part * part_spans
     last_span = tl.minimum(last_span, first_span + part_spans)
     row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
     row_sum = tl.zeros([BLOCK_M], tl.float32)
@@ -205,7 +189,7 @@ def attend_kernel(
                 v_scale_stride_p, v_scale_stride_s, factor, inner, S, D, WINDOW, SOFTCAP, SPLIT, BLOCK_N,
                 BLOCK_D, stage != 1, PLANTED_BUG,
             )  # fmt: skip
-        if PARTS > 1:
+        if STORES:
             place = base + span * span_stride
             # span >> 30 is 0, but makes the offsets part of the loop: hoisted out of it, they would be 32
             # registers in it.
@@ -219,7 +203,7 @@ def attend_kernel(
             fold_in_memory(
                 partial_ptr, state_ptr, row_max, row_sum, acc, span == first_span, BLOCK_M, BLOCK_D
             )
-    if PARTS == 1:
+    if not STORES:
         if last_span - first_span > 1:
             offs_state = tl.arange(0, BLOCK_M)
             row_max, row_sum = tl.load(state_ptr + offs_state * 2), tl.load(state_ptr + offs_state * 2 + 1)
@@ -289,7 +273,7 @@ def tree_attention(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Every node's attention over the slots it sees: out [T, H, D] like q, and lse [T, H] f32."""
     (T, H, D), (_, S, G, _), (B, W) = q.shape, k_pages.shape, page_table.shape
-    c = pick_config(T, H, G, D, B, W * S, q.dtype, k_pages.dtype)
+    c = pick_config(T, H, G, D, B, W * S, q.dtype, k_pages.dtype, window)
     args = (q, k_pages, v_pages, page_table, kv_len, cu_t, parents, k_scale, v_scale, sinks)
     return _launch(*args, c, scale, window, softcap)
 
@@ -305,19 +289,27 @@ def _launch(
         return out, lse
     q, page_table, kv_len, cu_t = rows(q), rows(page_table), kv_len.contiguous(), cu_t.contiguous()
     block_d, block_b = max(16, triton.next_power_of_2(D)), triton.next_power_of_2(B)
-    states = c.spans * T * H if c.parts > 1 else 2 * c.tiles * G * c.block_m if c.spans > 1 else 0
-    partial, state = (q.new_empty(states, n, dtype=torch.float32) for n in (D if c.parts > 1 else block_d, 2))
+    states = c.spans * T * H if c.stores else 2 * c.tiles * G * c.block_m if c.spans > 1 else 0
+    partial, state = (q.new_empty(states, n, dtype=torch.float32) for n in (D if c.stores else block_d, 2))
+    common = None
+    if c.shared_programs:
+        common = kv_len.new_empty(B)
+        common_kernel[(B,)](
+            page_table, kv_len, cu_t, common, page_table.stride(0), S=S, SPAN=c.span, BLOCK_W=BLOCK_W,
+            PLANTED_BUG=bug, num_warps=4,
+        )  # fmt: skip
     scale_strides = [0 if x is None else x.stride(i) for x in (k_scale, v_scale) for i in range(3)]
-    attend_kernel[(c.tiles, G, c.parts)](
+    attend_kernel[(c.programs, G)](
         q, raw(k_pages), raw(v_pages), k_scale, v_scale, sinks, page_table, kv_len, cu_t,
-        parents.contiguous(), out, lse, partial, state, T, H, B, window, (softcap or scale) * LOG2_E,
-        scale / softcap if softcap else 1.0, *q.stride()[:2], page_table.stride(0), *k_pages.stride()[:3],
-        *v_pages.stride()[:3], *scale_strides, PARTS=c.parts, R=H // G, S=S, D=D, SPAN=c.span,
-        WINDOW=window > 0, SOFTCAP=softcap > 0, F16=k_pages.dtype == torch.float16,
-        SPLIT=is_split(q.dtype, k_pages.dtype), BLOCK_M=c.block_m, BLOCK_N=c.block_n, BLOCK_D=block_d,
-        BLOCK_B=block_b, PLANTED_BUG=bug, num_warps=c.num_warps, **options(D, c.parts),
+        parents.contiguous(), common, out, lse, partial, state, T, H, B, window, (softcap or scale) * LOG2_E,
+        scale / softcap if softcap else 1.0, c.shared_programs, c.tiles, c.parts, *q.stride()[:2],
+        page_table.stride(0), *k_pages.stride()[:3], *v_pages.stride()[:3], *scale_strides, STORES=c.stores,
+        R=H // G, S=S, D=D, SPAN=c.span, WINDOW=window > 0, SOFTCAP=softcap > 0,
+        F16=k_pages.dtype == torch.float16, SPLIT=is_split(q.dtype, k_pages.dtype), BLOCK_M=c.block_m,
+        BLOCK_N=c.block_n, BLOCK_D=block_d, BLOCK_B=block_b, PLANTED_BUG=bug, num_warps=c.num_warps,
+        **c.options,
     )  # fmt: skip
-    if c.parts > 1:
+    if c.stores:
         block_h = min(8, triton.next_power_of_2(H))
         fold_kernel[(T, triton.cdiv(H, block_h))](
             partial, state, sinks, kv_len, cu_t, out, lse, T, H, B, window, D=D, SPAN=c.span,
@@ -328,38 +320,49 @@ def _launch(
 
 
 def aot_cases() -> list[AotCase]:
-    """bf16 and f32 queries over bf16 pages by head dim, 8-bit pages, a window, stored spans, their fold."""
-    usual = [(f"D{D}-{q}", D, q, "bf16", False, 1) for D in (64, 96, 128, 256) for q in ("bf16", "fp32")]
+    """bf16 and f32 queries over bf16 pages by head dim, 8-bit pages, a window, stored spans, shared ones, their fold."""
+    usual = [(f"D{D}-{q}", D, q, "bf16", "") for D in (64, 96, 128, 256) for q in ("bf16", "fp32")]
     more = [
-        ("D128-e4m3", 128, "bf16", "u8", False, 1),
-        ("D128-i8", 128, "fp32", "i8", False, 1),
-        ("D128-e4m3-fp32", 128, "fp32", "u8", False, 1),
-        ("D256-i8", 256, "bf16", "i8", False, 1),
-        ("D256-i8-fp32", 256, "fp32", "i8", False, 1),
-        ("D128-window", 128, "bf16", "bf16", True, 1),
-        ("D64-parts", 64, "bf16", "bf16", False, 4),
-        ("D128-parts", 128, "bf16", "bf16", False, 4),
-        ("D256-i8-parts", 256, "bf16", "i8", False, 4),
+        ("D128-e4m3", 128, "bf16", "u8", ""),
+        ("D128-i8", 128, "fp32", "i8", ""),
+        ("D128-e4m3-fp32", 128, "fp32", "u8", ""),
+        ("D256-i8", 256, "bf16", "i8", ""),
+        ("D256-i8-fp32", 256, "fp32", "i8", ""),
+        ("D128-window", 128, "bf16", "bf16", "window"),
+        ("D64-parts", 64, "bf16", "bf16", "parts"),
+        ("D128-parts", 128, "bf16", "bf16", "parts"),
+        ("D256-i8-parts", 256, "bf16", "i8", "parts"),
+        ("D64-groups", 64, "bf16", "bf16", "groups"),
+        ("D128-groups", 128, "bf16", "bf16", "groups"),
+        ("D128-i8-fp32-groups", 128, "fp32", "i8", "groups"),
+        ("D256-groups", 256, "bf16", "bf16", "groups"),
+        ("D256-i8-groups", 256, "bf16", "i8", "groups"),
     ]
     cases = []
-    for name, D, q, page, windowed, parts in usual + more:
+    for name, D, q, page, kind in usual + more:
         c = pick_config(64, 32, 8, D, 8, 4096, TYPES[q], TYPES[page])
+        c = replace(c, parts=4 if kind == "parts" else 1, shared_programs=33 if kind == "groups" else 0)
         constants: dict[str, object] = {
-            "PARTS": parts, "R": 4, "S": 16, "D": D, "SPAN": SPAN, "WINDOW": windowed, "SOFTCAP": False,
-            "F16": False, "SPLIT": q == "fp32", "BLOCK_M": c.block_m, "BLOCK_N": c.block_n,
+            "STORES": c.stores, "R": 4, "S": 16, "D": D, "SPAN": SPAN, "WINDOW": kind == "window",
+            "SOFTCAP": False, "F16": False, "SPLIT": q == "fp32", "BLOCK_M": c.block_m, "BLOCK_N": c.block_n,
             "BLOCK_D": triton.next_power_of_2(D), "BLOCK_B": 8, "PLANTED_BUG": "", "sinks_ptr": None,
         }  # fmt: skip
+        if kind != "groups":
+            constants |= {"common_ptr": None}
+        if not c.stores:
+            constants |= {"parts": 1}
         if page == "bf16":
             constants |= {"k_scale_ptr": None, "v_scale_ptr": None}
         types = {"q_ptr": f"*{q}", "out_ptr": f"*{q}", "k_pages_ptr": f"*{page}", "v_pages_ptr": f"*{page}"}
-        case = _aot_case(f"tree_attention-{name}", attend_kernel, types, constants, c)
-        cases.append(replace(case, options=options(D, parts)))
+        cases.append(_aot_case(f"tree_attention-{name}", attend_kernel, types, constants, c))
     constants = {
         "D": 128, "SPAN": SPAN, "WINDOW": False, "BLOCK_H": 8, "BLOCK_D": 128, "BLOCK_B": 8,
         "sinks_ptr": None,
     }  # fmt: skip
     fold = Config(SPAN, 64, 32, 4, 1, 1, 1)
     cases.append(_aot_case("tree_attention-fold", fold_kernel, {"out_ptr": "*bf16"}, constants, fold))
+    constants = {"S": 16, "SPAN": SPAN, "BLOCK_W": BLOCK_W, "PLANTED_BUG": ""}
+    cases.append(_aot_case("tree_attention-common", common_kernel, {}, constants, fold))
     return cases
 
 
@@ -370,4 +373,4 @@ def _aot_case(
     types = types | dict.fromkeys(floats, "*fp32") | {"factor": "fp32", "inner": "fp32"}
     kinds = {n: types.get(n, "*i32" if n.endswith("_ptr") else "i32") for n in kernel.arg_names}
     signature = {n: "constexpr" if n in constants else kind for n, kind in kinds.items()}
-    return AotCase(name, kernel, signature, constants, c.num_warps)
+    return AotCase(name, kernel, signature, constants, c.num_warps, options=c.options)
