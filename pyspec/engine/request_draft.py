@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from pyspec.drafts.base import Draft, DraftState, reason_of
@@ -48,10 +49,10 @@ class RequestDraft:
         if taps is not None and any(draft.taps for draft in self.states):
             self._taps.append(taps)
 
-    def tell(self, draft: Draft, columns: Callable[[Draft, Tensor], Tensor]) -> None:
+    def tell(self, draft: Draft, taps: tuple[int, ...]) -> None:
         """Tell a draft of what was committed since it last knew; one that raises no longer knows the text, so it is switched off.
 
-        columns(draft, taps): a draft's own of those of all.
+        taps: layers whose columns come with committed tokens.
         """
         told, end = self._told.get(draft, 0), len(self.text)
         if told == end:
@@ -60,7 +61,7 @@ class RequestDraft:
         features = None
         if draft.taps and len(self._taps) >= end - told:
             waiting = self._taps.first(len(self._taps))
-            features = columns(draft, waiting[len(waiting) - (end - told) :])
+            features = _columns(draft, waiting[len(waiting) - (end - told) :], taps)
         try:
             self.states[draft].extend(self.text[told:], features)
         except Exception as error:
@@ -96,3 +97,11 @@ class RequestDraft:
             state.close()
         except Exception as error:
             self.off.setdefault(draft.name, reason_of(error))
+
+
+def _columns(draft: Draft, rows: Tensor, taps: tuple[int, ...]) -> Tensor:
+    """Those of a draft, of rows [n, len(taps) * hidden]."""
+    if draft.taps == taps:
+        return rows
+    parts = dict(zip(taps, rows.split(rows.size(1) // len(taps), 1), strict=True))
+    return torch.cat([parts[layer] for layer in draft.taps], 1)

@@ -10,14 +10,13 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pyspec.drafts.base import Draft, Failure, Law, PerRequest, Proposal, check_proposal, reason_of
 from pyspec.drafts.ngram import NgramDraft
 from pyspec.drafts.suffix import SuffixDraft
 from pyspec.engine.costs import sampling_kind
+from pyspec.engine.draft_calls import call_draft, told
 from pyspec.engine.drawn import unverifiable
 from pyspec.engine.request import Request
 from pyspec.engine.request_draft import RequestDraft
@@ -28,7 +27,7 @@ from pyspec.trees.merging import merge_drafts
 from pyspec.trees.online import StepCost
 from pyspec.trees.planner import Planner, RequestPlan
 from pyspec.trees.policy import PRUNABLE
-from pyspec.trees.request_plan import UNASKED
+from pyspec.trees.request_plan import EMPTY, UNASKED
 from pyspec.trees.token_tree import Drawn, TokenTree
 from pyspec.trees.verifiers import VERIFIERS
 
@@ -108,6 +107,8 @@ class Speculator:
                     _of(request).reason = UNASKED
                 drafting = [r for r in drafting if _of(r).mode != "auto"]
                 self.planned = []
+            elif len(plans) == len(drafting) and (draft := self._listener(self.planner.listening(plans))):
+                return self._listen(draft, plans, proposals)
             else:
                 self.planner.begin(plans, [r.kv_len for r in self.planned])
         if not drafting:
@@ -116,7 +117,13 @@ class Speculator:
         budgets = {r: budget for r in drafting if (budget := min(self._max_nodes, r.room)) > 1}
         for draft in dict.fromkeys(d for request in budgets for d in _of(request).states):
             self._ask(draft, [r for r in budgets if draft in _of(r).states], budgets, proposals)
-        for request in budgets:
+        return self._sized(list(budgets), budgets, proposals)
+
+    def _sized(
+        self, asking: list[Request], budgets: dict[Request, int], proposals: dict[Request, Proposal]
+    ) -> dict[Request, Proposal]:
+        """The proposals as they are verified."""
+        for request in asking:
             if _of(request).mode == "random":
                 proposals[request] = self._randomised(proposals[request], budgets[request])
             # Before sizes are chosen: what a grammar refuses is no reason for a larger tree.
@@ -124,6 +131,32 @@ class Speculator:
                 proposals[request] = request.edits.legal(proposals[request])
         self._cut(proposals)
         return proposals
+
+    def _listener(self, name: str) -> Draft | None:
+        """The draft of that name if all planned requests can ask it."""
+        found = [draft for draft in _of(self.planned[0]).states if draft.name == name]
+        able = found and all(r.room > 1 and found[0] in _of(r).states for r in self.planned)
+        return found[0] if able else None
+
+    def _listen(
+        self, draft: Draft, plans: Sequence[RequestPlan], proposals: dict[Request, Proposal]
+    ) -> dict[Request, Proposal]:
+        """Ask a draft that costs next to nothing, and plan the step only if it has something to say."""
+        started = time.perf_counter()
+        budgets = {request: min(self._max_nodes, request.room) for request in self.planned}
+        members = told(draft, self.planned, self.taps)
+        found = call_draft(draft, members, budgets, 0.0)
+        seconds = time.perf_counter() - started
+        if all(isinstance(proposal, Proposal) and len(proposal.tree) == 1 for proposal in found):
+            self.planner.heard(seconds)
+            for request in self.planned:
+                _of(request).drafted_by, _of(request).reason = draft.name, EMPTY
+            self.planned = []
+            return proposals
+        self.planner.begin(plans, [request.kv_len for request in self.planned])
+        self.planner.drafted(draft.name, [_of(r).plan for r in members], draft.levels, seconds)
+        self._take(draft, members, found, budgets, proposals)
+        return self._sized(members, budgets, proposals)
 
     def _ask(
         self,
@@ -147,24 +180,29 @@ class Speculator:
             members, auto = ([r for r in some if budgets[r] > 1] for some in (members, auto))
         elif draft.levels:  # of its last call: nodes of a model cost time also where they are cut off again
             budgets = budgets | {r: self.planner.reach(_of(r).plan, draft.name, budgets[r]) for r in auto}
-        for request in members:
-            _of(request).tell(draft, self._columns)
-        members, auto = ([r for r in some if draft in _of(r).states] for some in (members, auto))
+        members = told(draft, members, self.taps)
+        auto = [request for request in auto if draft in _of(request).states]
         if not members:
             return
         started = time.perf_counter() if auto else 0.0
         min_gain = self.planner.level_gain(draft.name) if len(auto) == len(members) else 0.0
-        roots, limits = [request.root for request in members], [budgets[request] for request in members]
-        try:
-            found = list(draft.propose([_of(r).states[draft] for r in members], roots, limits, min_gain))
-            if len(found) != len(members):
-                raise ValueError(f"propose must give {len(members)} proposals, got {len(found)}")
-        except Exception as error:
-            found = [Failure(reason_of(error))] * len(members)
+        found = call_draft(draft, members, budgets, min_gain)
         if auto:
             seconds = time.perf_counter() - started
             self.planner.drafted(draft.name, [_of(r).plan for r in auto], draft.levels, seconds)
-        for request, proposal, limit in zip(members, found, limits, strict=True):
+        self._take(draft, members, found, budgets, proposals)
+
+    def _take(
+        self,
+        draft: Draft,
+        members: list[Request],
+        found: list[Proposal | Failure],
+        budgets: dict[Request, int],
+        proposals: dict[Request, Proposal],
+    ) -> None:
+        """Check what a draft says and merge it into the requests' proposals."""
+        for request, proposal in zip(members, found, strict=True):
+            limit = budgets[request]
             reason = proposal.reason if isinstance(proposal, Failure) else ""
             reason = reason or check_proposal(proposal, request.root, limit, self._vocab_size)
             if not reason and not self._any_tree and isinstance(proposal, Proposal):
@@ -213,10 +251,15 @@ class Speculator:
             [draft.drafted_by for draft in drafts],
             [proposals[request] for request in self.planned],
         )
+        nodes = 0
         for request, draft, choice in zip(self.planned, drafts, choices, strict=True):
             if proposals[request].tree.drawn in PRUNABLE:  # others would be biased: see trees/verifiers.py
                 draft.reason = choice.reason
                 proposals[request] = proposals[request].prefix(choice.size)
+            nodes += len(proposals[request].tree) - 1
+        if not nodes:
+            self.planner.nothing([draft.plan for draft in drafts], [draft.drafted_by for draft in drafts])
+            self.planned = []
 
     def observe(self, request: Request, proposal: Proposal, path: Sequence[int]) -> None:
         """Learn from one verified proposal: `path` are the accepted nodes, root first."""
@@ -229,19 +272,14 @@ class Speculator:
         if self.planned:
             plans = [_of(request).plan for request in self.planned]
             self.planner.finish(plans, nodes, prompt_tokens, model, verify)
+        else:
+            self.planner.finish_plain(nodes, prompt_tokens, model)
 
     def tell(self, request: Request) -> None:
         """Tell all drafts of a request what was committed."""
         draft = _of(request)
         for one in list(draft.states):
-            draft.tell(one, self._columns)
-
-    def _columns(self, draft: Draft, taps: Tensor) -> Tensor:
-        """Those of a draft, of rows [n, len(self.taps) * hidden]."""
-        if draft.taps == self.taps:
-            return taps
-        parts = dict(zip(self.taps, taps.split(taps.size(1) // len(self.taps), 1), strict=True))
-        return torch.cat([parts[layer] for layer in draft.taps], 1)
+            draft.tell(one, self.taps)
 
     def _randomised(self, proposal: Proposal, budget: int) -> Proposal:
         """The drafts' tree with random branches grown into it, of a random size: for tests of exactness."""

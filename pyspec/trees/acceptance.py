@@ -75,9 +75,9 @@ class Counts:
         self.trials, self.hits = [0.0] * classes, [0.0] * classes
         self.unit, self._keep = 1.0, keep
 
-    def fade(self) -> None:
-        """What was counted so far weighs `keep` times as much from now on."""
-        self.unit /= self._keep
+    def fade(self, steps: int = 1) -> None:
+        """What was counted so far weighs `keep` times as much from now on, or that for each of so many steps."""
+        self.unit /= self._keep**steps
         if self.unit > 1e100:
             for values in (self.trials, self.hits):
                 values[:] = [value / self.unit for value in values]
@@ -151,6 +151,13 @@ class Calibration:
             given = max(slow, fast) * self._by_cell(nodes.cells[node])
             estimate[node] = estimate[links[node]] * min(given, 1.0)
         return estimate
+
+    def fade(self, steps: int = 1) -> None:
+        """So many steps in which nothing was verified."""
+        self.by_probability.fade(steps)
+        self.by_cell.fade(steps)
+        if self.shared is not None:
+            self.shared.fade(steps)
 
     def observe(self, nodes: Predictions, accepted: Sequence[int]) -> None:
         """Records one step: the verified nodes (not those cut off before) and the accepted path, the root first."""

@@ -21,7 +21,8 @@ tokens ahead of plain decoding. Three rules:
 A draft's model that is behind a text (it has not seen the prompt, or was not asked for long) must catch up first. That is not a request's
 bet but the engine's: a fund for each draft pays it, FUND tokens at first, CREDIT with every step and request, and what the draft wins.
 Costs are known only of what is done: where every step has a tree, a plain one is made now and then, for at most PROBE tokens a step.
-Estimates come from pyspec/trees/acceptance.py, costs from pyspec/trees/online.py and prices.py, the numbers from request_plan.py.
+Steps that need no planning are in quiet_steps.py; estimates come from acceptance.py, costs from online.py and prices.py, the
+numbers from request_plan.py.
 """
 
 from __future__ import annotations
@@ -35,56 +36,40 @@ from typing import TYPE_CHECKING
 
 from . import request_plan as rules
 from .acceptance import falling
-from .online import DraftCost, LinearCost, StepCost
+from .online import DraftCost, StepCost
 from .policy import PRUNABLE
-from .prices import Prices
-from .request_plan import Choice, RequestPlan, Worth
+from .quiet_steps import QuietSteps
+from .request_plan import Choice, RequestPlan
 
 if TYPE_CHECKING:
     from pyspec.drafts.base import Proposal
 
 
-class Planner(Prices):
-    """Plans the steps of one engine. In each step that does not rest: begin, (ask, drafted) per draft, choose; after it observe, finish."""
+class Planner(QuietSteps):
+    """Plans the steps of one engine. In each step that is not quiet: begin, (ask, drafted) per draft, choose; after it observe and finish,
+    or nothing instead of both if no node is verified; finish_plain after a quiet step."""
 
     def __init__(self, cost: StepCost, clock: Callable[[], float] = time.perf_counter) -> None:
         super().__init__(cost)
         self._clock = clock  # times the handling of proposals: from begin to choose, and observe
-        self._handling = LinearCost(5e-5, 5e-5, weight=0.1)  # seconds by requests that were asked for
-        self._asked, self._called, self._handled, self._began = 0, 0.0, 0.0, 0.0
+        self._called, self._began = 0.0, 0.0
         self._since_plain, self._baseline = 0, False
-        self._funds: dict[str, float] = {}
-        self._average: dict[str, Worth] = {}  # of all requests
-        self._plans: list[RequestPlan] = []  # of the last planned step
-        self._resting, self._rested = 0, 0  # steps that need no planning: still to come, and since that step
-
-    def rest(self, plans: Sequence[RequestPlan]) -> bool:
-        """Whether there is nothing to plan in this step: no draft will be asked yet, so a plain step needs nothing of begin to finish."""
-        if (
-            self._resting > 0
-            and len(plans) == len(self._plans)
-            and all(map(operator.is_, plans, self._plans))
-        ):
-            self._resting -= 1
-            self._rested += 1
-            return True
-        self._resting = 0
-        return False
+        self._unpaired = False  # whether the last step whose cost was noted had trees
 
     def begin(self, plans: Sequence[RequestPlan], contexts: Sequence[int]) -> None:
         """A step of decoding requests with these committed lengths (at least one)."""
         if not plans or len(contexts) != len(plans):
             raise ValueError(f"Planner.begin: contexts must be {len(plans)} >= 1 values, got {len(contexts)}")
+        self._settle()
         self._began, self._asked, self._called, self._handled = self._clock(), 0, 0.0, 0.0
+        self._wanted, self._patience = {}, rules.LISTEN
         self._batch, self._context = len(plans), sum(contexts) / len(contexts)
         self._kinds = {}
         for plan in plans:
             self._kinds[plan.kind] = self._kinds.get(plan.kind, 0) + 1
         self._price()
         self._baseline = self._since_plain >= max(rules.BASELINE, (self.speed_up - 1) / rules.PROBE)
-        for plan in self._plans if self._rested else ():
-            plan.rest(self._rested)
-        self._plans, self._rested, self._resting = list(plans), 0, rules.LONGEST_REST
+        self._plans, self._resting, self._listening = list(plans), rules.LONGEST_REST, 0
         for plan, context in zip(plans, contexts, strict=True):
             plan.asked, plan.charge, plan.expected, plan.context = {}, 0.0, 0.0, context
             plan.rest(1)
@@ -97,7 +82,7 @@ class Planner(Prices):
         """Which requests to call a draft for. gains: accepted tokens that other drafts already promise each of them."""
         cost = self.drafts.setdefault(draft, DraftCost())
         if self._baseline:
-            self._resting = 0
+            self._resting = self._patience = 0
             return [False] * len(plans)
         tokens = self._call_tokens(cost, len(plans))
         node = self._extra_tokens(1)[1]  # without one node to verify, why ask
@@ -114,6 +99,7 @@ class Planner(Prices):
                 patience = 0.0 if yes else tokens / rules.PROBE - worth.waited
                 patience = max(patience, (tokens + node - plan.allowance) / rules.CREDIT)
                 self._resting = min(self._resting, int(patience))
+                self._patience = min(self._patience, int(patience))
         return wanted
 
     def drafted(self, draft: str, plans: Sequence[RequestPlan], levels: int, seconds: float) -> None:
@@ -123,25 +109,13 @@ class Planner(Prices):
         cost.observe(len(plans), levels, seconds, entries)
         tokens = self._call_tokens(cost, max(1, len(plans)))
         self._asked, self._called = max(self._asked, len(plans)), self._called + seconds
+        self._wanted[draft] = len(plans)
         for plan in plans:
             plan.asked[draft] = tokens
             plan.allowance -= tokens
             self._worth(plan, draft).asked()
             self._funds[draft] = self._funds.get(draft, rules.FUND) - self._behind(cost, plan, draft)
             plan.followed[draft] = plan.context
-
-    def _worth(self, plan: RequestPlan, draft: str) -> Worth:
-        """What asking a draft has brought a request; a new one starts from what it brought others."""
-        if draft not in plan.worth:
-            average = self._average.setdefault(draft, Worth())
-            known = average.calls >= rules.MEMORY  # else too little to go by
-            plan.worth[draft] = Worth(average.benefit, rules.TRIALS) if known else Worth()
-        return plan.worth[draft]
-
-    def _call_tokens(self, cost: DraftCost, requests: int) -> float:
-        """Tokens of time, for each of the requests, that calling a draft takes, with what handling a first proposal takes."""
-        seconds = cost.seconds(requests) + (0.0 if self._asked else self._handling(requests))
-        return self.rate * seconds / requests
 
     def _behind(self, cost: DraftCost, plan: RequestPlan, draft: str) -> float:
         """Tokens of time that a draft's model takes to catch up with a request's text."""
@@ -226,17 +200,7 @@ class Planner(Prices):
             began = self._clock()
             self.learn(plan, draft, proposal, path)
             self._handled += self._clock() - began
-        accepted = len(path) - 1
-        benefit = accepted - plan.charge
-        plan.allowance = min(rules.LARGEST, plan.allowance + benefit)
-        for name, cost in plan.asked.items():
-            plan.worth[name].observe(plan.expected - plan.charge, benefit, cost)
-            self._average[name].observe(plan.expected - plan.charge, benefit, cost)
-            self._funds[name] += benefit - cost
-        seconds = 1.0 + plan.charge + sum(plan.asked.values())
-        decay = 1 - 1 / (64 * max(1, self._batch))
-        self._tokens = decay * self._tokens + 1 + accepted
-        self._time = decay * self._time + seconds
+        self._account(plan, len(path) - 1)
 
     def finish(
         self, plans: Sequence[RequestPlan], nodes: int, prompt_tokens: int, model: float, verify: float
@@ -247,6 +211,14 @@ class Planner(Prices):
         self._since_plain = 0 if nodes == self._batch else self._since_plain + 1
         if prompt_tokens:
             return
+        self._unpaired = nodes > self._batch
         self.cost.observe(nodes, self._context, self._batch, model)
         if len(self._kinds) == 1:
             self.cost.observe_verify(plans[0].kind, nodes, verify)
+
+    def finish_plain(self, nodes: int, prompt_tokens: int, model: float) -> None:
+        """Likewise, of a step that was not. Those that nobody asks a draft in are not looked at, but the first behind a tree."""
+        self._since_plain = 0
+        if (self._unpaired or not self._rested) and nodes == self._batch and not prompt_tokens:
+            self._unpaired = False
+            self.cost.observe(nodes, self._context, self._batch, model)

@@ -18,6 +18,7 @@ FUND, LARGEST_FUND = (
 PROBE = 0.005  # tokens a step that asking without success, and verifying without success, may cost, each
 PROBE_NODES = 4
 LONGEST_REST = 32  # steps without planning
+LISTEN = 8  # steps in which a draft of the host that had nothing to say is asked again without planning
 STALE = 8  # observed steps after which the prices of nodes are computed anew
 BASELINE = 64  # steps with trees before a plain one is made, at least
 TRIALS = 4  # calls of a new draft before its benefit is judged

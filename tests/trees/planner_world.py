@@ -28,6 +28,7 @@ class World:
     truth       truth(step): probability that the target takes a draft token after an accepted one
     said        said(step): what the draft says of it
     length      draft tokens, one below the other
+    silent      silent(step): whether the draft has nothing to say
     draft       seconds of a call by requests
     handling    seconds of a step in which a draft was asked, besides the draft's own
     slow        slow(step): how many times slower the machine is
@@ -38,6 +39,7 @@ class World:
     truth: Callable[[int], float]
     said: Callable[[int], float] = lambda step: 0.7
     length: int = 12
+    silent: Callable[[int], bool] = lambda step: False
     draft: Callable[[int], float] = lambda requests: 1e-4
     levels: int = 0
     slow: Callable[[int], float] = lambda step: 1.0
@@ -47,6 +49,7 @@ class World:
     table: CostTable | None = None
     seed: int = 0
     rested: int = 0
+    heard: int = 0
     sizes: list[int] = field(default_factory=list)
     drift: list[float] = field(default_factory=list)
 
@@ -60,6 +63,8 @@ class World:
         self.planner = Planner(cost, lambda: self.clock)
 
     def proposal(self, step: int) -> Proposal:
+        if self.silent(step):
+            return Proposal.root(0)
         probability = self.said(step) ** np.arange(self.length + 1)
         return Proposal(TokenTree.chain([0] * (self.length + 1)), probability.astype(np.float32))
 
@@ -71,6 +76,14 @@ class World:
     def measured(self, seconds: float, step: int) -> float:
         return seconds * self.slow(step) * float(np.exp(self.noise * self.random.standard_normal()))
 
+    def plain(self, step: int) -> float:
+        """Seconds of a step that verifies nothing, of which the planner is told."""
+        seconds = self.seconds(self.batch)
+        self.planner.finish_plain(self.batch, 0, self.measured(seconds, step))
+        self.sizes.append(self.batch)
+        self.drift.append(self.planner.cost.drift)
+        return seconds + 1e-4 + 1e-5 * self.batch
+
     def run(self, steps: int) -> tuple[float, float]:
         """(tokens, seconds of an undisturbed machine) with the planner."""
         planner, plans = self.planner, [RequestPlan() for _ in range(self.batch)]
@@ -78,22 +91,38 @@ class World:
         for step in range(steps):
             if planner.rest(plans):
                 self.rested += 1
-                time += self.seconds(self.batch) + 1e-4 + 1e-5 * self.batch
+                time += self.plain(step)
                 tokens += self.batch
-                self.sizes.append(self.batch)
-                self.drift.append(planner.cost.drift)
                 continue
-            planner.begin(plans, [CONTEXT] * self.batch)
-            asked = [plan for plan, yes in zip(plans, planner.ask("d", plans), strict=True) if yes]
+            if planner.listening(plans):
+                time += self.draft(self.batch) + self.handling
+                seconds = self.measured(self.draft(self.batch) + self.handling, step)
+                if self.silent(step):
+                    planner.heard(seconds)
+                    self.heard += 1
+                    time += self.plain(step)
+                    tokens += self.batch
+                    continue
+                planner.begin(plans, [CONTEXT] * self.batch)
+                asked = plans
+            else:
+                planner.begin(plans, [CONTEXT] * self.batch)
+                asked = [plan for plan, yes in zip(plans, planner.ask("d", plans), strict=True) if yes]
+                if asked:
+                    time += self.draft(len(asked)) + self.handling
+                    seconds = self.measured(self.draft(len(asked)), step)
+                    self.clock += seconds + self.measured(self.handling, step)
             if asked:
-                time += self.draft(len(asked)) + self.handling
-                seconds = self.measured(self.draft(len(asked)), step)
-                self.clock += seconds + self.measured(self.handling, step)
                 planner.drafted("d", asked, self.levels, seconds)
             drafts = ["d" if plan in asked else "" for plan in plans]
             proposals = [self.proposal(step) if draft else Proposal.root(0) for draft in drafts]
             choices = planner.choose(plans, drafts, proposals)
             nodes = sum(choice.size for choice in choices)
+            if nodes == self.batch:
+                planner.nothing(plans, drafts)
+                time += self.plain(step)
+                tokens += self.batch
+                continue
             verify = 1e-4 + 1e-5 * nodes
             time += self.seconds(nodes) + verify
             planner.finish(

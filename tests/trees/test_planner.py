@@ -19,6 +19,7 @@ from pyspec.trees.request_plan import (
     CHAIN,
     CREDIT,
     EMPTY,
+    LISTEN,
     LONGEST_REST,
     TREE,
     UNASKED,
@@ -61,7 +62,7 @@ def test_regret_against_the_best_fixed_size_is_small(name: str, truth: float) ->
         assert tokens / time >= 0.98 * fixed[0]
         rates.append(tokens / time / max(fixed))
     assert min(rates) >= 0.86
-    assert np.mean(rates) >= 0.91
+    assert np.mean(rates) >= (0.90 if name == "steep" else 0.95)
 
 
 @pytest.mark.parametrize("name", COSTS)
@@ -207,6 +208,39 @@ def test_steps_without_anything_to_plan_are_rested_through() -> None:
     assert rested == LONGEST_REST
     planner.begin(plans, [0])
     assert plans[0].allowance == pytest.approx(allowance + CREDIT * (rested + 1))
+
+
+@pytest.mark.parametrize("draft", [2e-5, 1e-3])
+def test_a_draft_that_has_nothing_to_say_is_listened_to_without_planning(draft: float) -> None:
+    """It is right in ten steps of forty, and silent in the others; what it costs then is accounted for all the same."""
+    world = World(
+        flat, lambda step: 0.9, silent=lambda step: step % 40 >= 10, draft=lambda requests: draft, batch=2
+    )
+    tokens, time = world.run(400)
+    assert tokens / time > (1.2 if draft < 1e-4 else 1.05) * world.fixed(400, 1)
+    assert world.heard > 50
+    assert world.planner.drafts["d"].calls > world.heard
+    assert world.planner.drafts["d"].seconds(2) == pytest.approx(draft, rel=0.05)
+    silent = World(flat, lambda step: 0.0, silent=lambda step: True, draft=lambda requests: draft)
+    tokens, time = silent.run(300)
+    assert silent.heard + silent.rested > 200
+    assert time * silent.fixed(1, 1) - tokens <= ALLOWANCE + CREDIT * 300
+    planner, plan = World(flat, lambda step: 0.0).planner, RequestPlan(allowance=4.0)
+    planner.begin([plan], [0])
+    assert planner.ask("d", [plan]) == [True]
+    planner.drafted("d", [plan], 0, draft)
+    planner.nothing([plan], ["d"])
+    before = plan.allowance
+    listened = 0
+    while planner.listening([plan]) == "d":
+        planner.heard(draft)
+        listened += 1
+    assert listened == LISTEN
+    planner.begin([plan], [0])
+    cost = planner.rate * draft
+    assert plan.allowance == pytest.approx(before + CREDIT * (listened + 1) - cost * listened, abs=0.02)
+    planner.nothing([plan], [""])
+    assert planner.listening([plan]) == ""  # nobody was asked
 
 
 def test_reasons() -> None:
