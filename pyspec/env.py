@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def isa() -> str | None:
-    """`PYSPEC_ISA`: instruction set forced for the CPU kernels: generic, avx2, avx512, amx, neon, neon_dotprod or neon_i8mm."""
+    """`PYSPEC_ISA`: instruction set forced for the CPU kernels: generic, avx2, avx512, avx512_bf16, amx, neon, neon_dotprod or neon_i8mm."""
     return os.environ.get("PYSPEC_ISA") or None
 
 

@@ -138,6 +138,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_isa", [] { return std::string(pyspec::isa_name(pyspec::active_isa())); });
   m.def("cpu_features", &pyspec::cpu_features);
   m.def("amx_reason", &pyspec::amx_reason);
+  m.def("bf16_reason", &pyspec::bf16_reason);
   m.def("trim_heap", [] {  // free memory between live blocks goes back to the system
 #if defined(__GLIBC__)
     malloc_trim(0);

@@ -41,6 +41,7 @@ std::string missing() {
       !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl") ||
       !__builtin_cpu_supports("avx512vnni"))
     return "this CPU has no AVX-512 VNNI";
+  if (!bf16_reason().empty()) return bf16_reason();
   constexpr unsigned kTile = 1u << 24, kInt8 = 1u << 25;  // of leaf 7
   unsigned a, b, c, d;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (kTile | kInt8)) != (kTile | kInt8))

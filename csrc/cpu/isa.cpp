@@ -47,6 +47,8 @@ bool available(Isa isa) {
       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
              __builtin_cpu_supports("avx512vnni");
+    case Isa::kAvx512Bf16:
+      return available(Isa::kAvx512) && bf16_reason().empty();
     case Isa::kAmx:
       return amx_reason().empty();
     default:
@@ -69,8 +71,8 @@ bool available(Isa isa) {
 }
 
 Isa choose() {
-  constexpr Isa kBestFirst[] = {Isa::kAmx,         Isa::kAvx512, Isa::kAvx2,   Isa::kNeonI8mm,
-                                Isa::kNeonDotprod, Isa::kNeon,   Isa::kGeneric};
+  constexpr Isa kBestFirst[] = {Isa::kAmx,      Isa::kAvx512Bf16,  Isa::kAvx512, Isa::kAvx2,
+                                Isa::kNeonI8mm, Isa::kNeonDotprod, Isa::kNeon,   Isa::kGeneric};
   const char* forced = std::getenv("PYSPEC_ISA");
   for (const Isa isa : kBestFirst) {
     if (forced && *forced && std::string(forced) != isa_name(isa)) continue;
@@ -95,6 +97,8 @@ const char* isa_name(Isa isa) {
       return "avx2";
     case Isa::kAvx512:
       return "avx512";
+    case Isa::kAvx512Bf16:
+      return "avx512_bf16";
     case Isa::kAmx:
       return "amx";
     case Isa::kNeon:

@@ -4,8 +4,8 @@
 // A kernel file csrc/cpu/<op>.cpp defines `void <op>(const <Op>Params&)` inside namespace pyspec::PYSPEC_ISA
 // and ends with PYSPEC_DISPATCH(<op>, <Op>Params). setup.py compiles it once per instruction set; the generic
 // translation unit defines the public `<op>_cpu`, which calls the variant that fits the machine. Files that
-// say PYSPEC_DISPATCH_DOTS have variants for products of int8 as well, AMX's and ARM's; no other kernel would
-// gain from these.
+// say PYSPEC_DISPATCH_DOTS have variants for products of int8 as well, AMX's and ARM's, those that say
+// PYSPEC_DISPATCH_BF16 one for products of bf16; no other kernel would gain from these.
 #pragma once
 
 #include "cpu/isa.h"
@@ -14,33 +14,40 @@
 #include "pyspec/dtype.h"
 
 #if defined(PYSPEC_ISA_BASE) && defined(__x86_64__)
-#define PYSPEC_DISPATCH_X86(op, Params, amx_set) \
-  namespace pyspec {                             \
-  namespace avx2 {                               \
-  void op(const Params& p);                      \
-  }                                              \
-  namespace avx512 {                             \
-  void op(const Params& p);                      \
-  }                                              \
-  namespace amx_set {                            \
-  void op(const Params& p);                      \
-  }                                              \
-  void op##_cpu(const Params& p) {               \
-    const FlushDenormals flush;                  \
-    switch (active_isa()) {                      \
-      case Isa::kAmx:                            \
-        return amx_set::op(p);                   \
-      case Isa::kAvx512:                         \
-        return avx512::op(p);                    \
-      case Isa::kAvx2:                           \
-        return avx2::op(p);                      \
-      default:                                   \
-        return PYSPEC_ISA::op(p);                \
-    }                                            \
-  }                                              \
+#define PYSPEC_DISPATCH_X86(op, Params, amx_set, bf16_set) \
+  namespace pyspec {                                       \
+  namespace avx2 {                                         \
+  void op(const Params& p);                                \
+  }                                                        \
+  namespace avx512 {                                       \
+  void op(const Params& p);                                \
+  }                                                        \
+  namespace bf16_set {                                     \
+  void op(const Params& p);                                \
+  }                                                        \
+  namespace amx_set {                                      \
+  void op(const Params& p);                                \
+  }                                                        \
+  void op##_cpu(const Params& p) {                         \
+    const FlushDenormals flush;                            \
+    switch (active_isa()) {                                \
+      case Isa::kAmx:                                      \
+        return amx_set::op(p);                             \
+      case Isa::kAvx512Bf16:                               \
+        return bf16_set::op(p);                            \
+      case Isa::kAvx512:                                   \
+        return avx512::op(p);                              \
+      case Isa::kAvx2:                                     \
+        return avx2::op(p);                                \
+      default:                                             \
+        return PYSPEC_ISA::op(p);                          \
+    }                                                      \
+  }                                                        \
   }
-#define PYSPEC_DISPATCH(op, Params) PYSPEC_DISPATCH_X86(op, Params, avx512)
-#define PYSPEC_DISPATCH_DOTS(op, Params) PYSPEC_DISPATCH_X86(op, Params, amx)
+#define PYSPEC_DISPATCH(op, Params) PYSPEC_DISPATCH_X86(op, Params, avx512, avx512)
+#define PYSPEC_DISPATCH_DOTS(op, Params) PYSPEC_DISPATCH_X86(op, Params, amx, avx512)
+// Every machine with AMX has products of bf16.
+#define PYSPEC_DISPATCH_BF16(op, Params) PYSPEC_DISPATCH_X86(op, Params, avx512_bf16, avx512_bf16)
 #elif defined(PYSPEC_ISA_BASE)
 #define PYSPEC_DISPATCH(op, Params) \
   namespace pyspec {                \
@@ -73,7 +80,9 @@
 #else
 #define PYSPEC_DISPATCH_DOTS(op, Params) PYSPEC_DISPATCH(op, Params)
 #endif
+#define PYSPEC_DISPATCH_BF16(op, Params) PYSPEC_DISPATCH(op, Params)
 #else
 #define PYSPEC_DISPATCH(op, Params)
 #define PYSPEC_DISPATCH_DOTS(op, Params)
+#define PYSPEC_DISPATCH_BF16(op, Params)
 #endif

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // CPU tree_attention. The order of every sum is fixed by absolute position, so that a row's bits depend on
-// what it sees alone (docs/ops/tree_attention.md): steps of 32 d, blocks of 16 positions, chunks of 256.
+// what it sees alone (docs/ops/tree_attention.md): pairs of d, chunks of 256 positions and pairs of these.
 // p = 0 is an exact no-op in these chains, so a block may be done for all rows of a tile together or for each
 // node along its own path. Nothing that a row does not see is multiplied unless it is known to be finite.
 #include "pyspec/tree_attention.h"
@@ -16,17 +16,23 @@ namespace {
 using Plan = TreeAttentionPlan;
 // Up to this many rows of a KV head, tiled operands are widened as they are multiplied; above, once for all.
 #if defined(PYSPEC_ISA_AVX512)
-constexpr int kDirectRows = 512;  // always: units for integers and for FMAs work side by side
+template <DType kType>
+constexpr int kDirectRows = kDots<kType> && kType == DType::kI8 ? 2 * kRows<Operand<kType>> : 512;
 #else
-constexpr int kDirectRows = 2 * kRows;
+template <DType kType>
+constexpr int kDirectRows = 2 * kRows<Operand<kType>>;
 #endif
+constexpr int kRun = 4;       // blocks of values whose sums stay in registers
 constexpr int kAhead = 8192;  // bytes between what is asked for and what is used: 4 to 16 KiB are alike
 
 // Rows of one unit: their queries, scores, and results. Row (head * nodes + node) * R + h.
 template <DType kType>
 class Tile {
   using T = typename Element<kType>::T;
+  using A = Operand<kType>;
   static constexpr bool kScaled = kType == DType::kI8;
+  static constexpr DType kStagedType = kStaged<kType>;
+  static constexpr int kKeyTiles = kCols<A>;
 
  public:
   Tile(const TreeAttentionParams& params, const Plan::Unit& unit)
@@ -39,7 +45,8 @@ class Tile {
         rows(unit.heads * group),
         L(request.kv_len),
         kv(params, unit.request),
-        as_they_lie(params.kv_layout == KvLayout::kTiled && (kType == DType::kF32 || group <= kDirectRows)) {
+        as_they_lie(params.kv_layout == KvLayout::kTiled &&
+                    (kType == kStagedType || group <= kDirectRows<kType>)) {
     const int tail_tiles = request.chain ? 0 : request.nodes / kBlock + 2;
     uintptr_t at = 0;
     for (int pass = 0; pass < 2; ++pass) {  // the first pass measures
@@ -49,8 +56,9 @@ class Tile {
       };
       take(q, rows * D);
       take(scores, rows * kScoreStride);
-      take(keys, kCols * D * kBlock);
-      take(values, kBlock * D);
+      take(weights, kDots<kType> ? rows * kScoreStride : 0);
+      take(keys, kKeyTiles * D * kBlock);
+      take(values, kRun * kBlock * D);
       take(o, rows * D);
       take(m, rows);
       take(l, rows);
@@ -64,6 +72,7 @@ class Tile {
       take(used, tail_tiles);
       if (pass == 0) at = reinterpret_cast<uintptr_t>(thread_scratch(at));
     }
+    if constexpr (!kDots<kType>) weights = scores;
     for (int n = 0; n < u.nodes; ++n) {
       const int64_t t = request.t0 + u.node0 + n;
       high[n] = L + p.plan->depth[t] + 1;
@@ -81,7 +90,7 @@ class Tile {
   void run(const Plan::Item& item) {
     for (int r = 0; r < rows; ++r)
       for (int d = 0; d < D; d += kLanes)
-        store(q + r * D + d, load_as(p.q, node_of(r) * p.q_stride_t + head_of(r) * D + d, p.q_dtype));
+        put<kType>(q + r * D + d, load_as(p.q, node_of(r) * p.q_stride_t + head_of(r) * D + d, p.q_dtype));
     std::fill(acc_l, acc_l + rows, 0.0f);
     const int first = std::max(item.chunk0 * kChunk, floor16(low_min)), last = item.chunk1 * kChunk;
     for (int k = first; k < first + ahead; k += kBlock)
@@ -123,13 +132,13 @@ class Tile {
     const int c1 = c0 + kChunk, begin = std::max(c0, floor16(low_min));
     const int keys_end = std::min(c1, request.chain ? high_max : L);
     for (int k = begin, count; k < keys_end; k += count * kBlock) {
-      count = kCols == 2 && k + kBlock < keys_end ? 2 : 1;
+      count = k + (kKeyTiles - 1) * kBlock < keys_end ? kKeyTiles : 1;
       for (int g = 0; g < u.heads; ++g) {
         for (int next = k + ahead; next < k + ahead + count * kBlock; next += kBlock)
           next < keys_end ? kv.fetch_keys(u.g + g, next)
                           : kv.fetch_values(u.g + g, begin + floor16(next - keys_end));
         float* to = scores + g * group * kScoreStride + (k - c0);
-        count == 2 ? score<kCols>(g, k, to, kScoreStride) : score<1>(g, k, to, kScoreStride);
+        count == 1 ? score<1>(g, k, to, kScoreStride) : score<kKeyTiles>(g, k, to, kScoreStride);
       }
     }
     if (!request.chain && L < c1 && high_max > c0) score_paths(c0);
@@ -143,48 +152,70 @@ class Tile {
       if (shared1 < end && finite(shared1, end)) shared1 = end;
     }
     if (shared0 >= shared1) shared0 = shared1 = c1;  // nothing that is done for all rows together
+    const Softmax softmax{p.scale, p.softcap, softmax_scale};
     for (int r = 0; r < rows; ++r) {
       const int n = r % group / R;
-      softmax(r, std::max(low[n], c0) - c0, std::min(high[n], c1) - c0, shared0 - c0, shared1 - c0);
+      float* s = scores + r * kScoreStride;
+      const int from = std::max(low[n], c0) - c0, to = std::min(high[n], c1) - c0;
+      if constexpr (kScaled) {  // weights when the scales of values are there
+        softmax.row<DType::kI8>(s, s, from, to, shared0 - c0, shared1 - c0, m[r], l[r]);
+      } else {
+        A* w = weights + r * kScoreStride;
+        softmax.row<kType>(s, w, from, to, shared0 - c0, shared1 - c0, m[r], l[r]);
+      }
     }
 
     std::memset(o, 0, size_t(rows) * D * sizeof(float));
     for (int n = 0; n < u.nodes; ++n) add_values(n, c0, std::max(low[n], c0), std::min(high[n], shared0));
-    for (int k = shared0; k < shared1; k += kBlock)
+    // Values of f32 in pages that are not tiled may lie in them at one distance and in the copy at another.
+    const int run = kType == DType::kF32 && !as_they_lie ? 1 : kRun;
+    for (int k = shared0, count; k < shared1; k += count * kBlock) {
+      count = k < whole ? std::min(run, (std::min(whole, shared1) - k) / kBlock) : 1;
       for (int g = 0; g < u.heads; ++g) {
-        if (k + ahead < shared1) {
-          kv.fetch_values(u.g + g, k + ahead);
-        } else if (c1 < last) {
-          kv.fetch_keys(u.g + g, c1 + k + ahead - shared1);
+        for (int next = k + ahead; next < k + ahead + count * kBlock; next += kBlock) {
+          if (next < shared1) {
+            kv.fetch_values(u.g + g, next);
+          } else if (c1 < last) {
+            kv.fetch_keys(u.g + g, c1 + next - shared1);
+          }
         }
-        float *weights = scores + g * group * kScoreStride + (k - c0), *to = o + g * group * D;
-        int64_t stride = D;
-        if (kScaled) scale_weights(g, k, k + kBlock > whole ? high_max : k + kBlock, weights);
-        if (k + kBlock > whole) {
-          stage_end(g, k);
-          add_weighted<DType::kF32>(group, weights, values, D, kBlock, to, D);
-        } else if (as_they_lie) {
-          add_weighted<kType>(group, weights, kv.value_tile(u.g + g, k), D, kBlock, to, D);
+        A* w = weights + g * group * kScoreStride + (k - c0);
+        float* to = o + g * group * D;
+        if constexpr (kScaled)
+          for (int i = 0; i < count; ++i)
+            scale_weights(g, k + i * kBlock, k < whole ? L + request.nodes : high_max, c0);
+        if (k < whole && as_they_lie) {
+          const T* v[kRun];
+          for (int i = 0; i < count; ++i) v[i] = kv.value_tile(u.g + g, k + i * kBlock);
+          add_weighted<kType, kCols<A>>(group, w, v, D, count, kBlock, to, D);
         } else {
-          const float* v = kv.values(u.g + g, k, values, stride);
-          add_weighted<DType::kF32>(group, weights, v, stride, kBlock, to, D);
+          int64_t stride = D;
+          const A* v[kRun] = {values};
+          if (k < whole) {
+            for (int i = 0; i < count; ++i)
+              v[i] = kv.values(u.g + g, k + i * kBlock, values + i * kBlock * D, stride);
+          } else {
+            stage_end(g, k);
+          }
+          add_weighted<kStagedType, kCols<A>>(group, w, v, stride, count, kBlock, to, D);
         }
       }
+    }
     for (int n = 0; n < u.nodes; ++n) add_values(n, c0, std::max(low[n], shared1), std::min(high[n], c1));
   }
 
   // Scores of all rows of KV head g with the keys of slots [slot0, slot0 + 16 kC).
   template <int kC>
   void score(int g, int slot0, float* to, int64_t stride) {
-    const float* from = q + g * group * D;
+    const A* from = q + g * group * D;
     if (as_they_lie) {
       const T* b[kC];
       for (int j = 0; j < kC; ++j) b[j] = kv.key_tile(u.g + g, slot0 + j * kBlock);
-      multiply<kType, kC>(group, from, D, b, kBlock, D, kStep, to, stride, false);
+      score_tiles<kType, kC>(group, from, D, b, to, stride);
     } else {
-      const float* b[kC];
+      const A* b[kC];
       for (int j = 0; j < kC; ++j) b[j] = kv.keys(u.g + g, slot0 + j * kBlock, keys + j * D * kBlock);
-      multiply<DType::kF32, kC>(group, from, D, b, kBlock, D, kStep, to, stride, false);
+      score_tiles<kStagedType, kC>(group, from, D, b, to, stride);
     }
     if constexpr (kScaled)
       for (int j = 0; j < kC; ++j) {
@@ -196,10 +227,11 @@ class Tile {
       }
   }
 
-  // Weights of positions [k, end) times the scales of their values, those behind them times 0.
-  void scale_weights(int g, int k, int end, float* weights) {
+  // Weights of positions [k, end) of a block are p times the scales of their values, those behind them 0.
+  void scale_weights(int g, int k, int end, int c0) {
     const F32 scale = kv.scales(p.v_scale, u.g + g, k, end);
-    for (int r = 0; r < group; ++r, weights += kScoreStride) store(weights, load(weights) * scale);
+    for (int64_t r = g * group, at = r * kScoreStride + k - c0; r < (g + 1) * group; ++r, at += kScoreStride)
+      put<kType>(weights + at, load(scores + at) * scale);
   }
 
   // Scores of the tree's own nodes: by tiles of slots that hold an ancestor of some row, then put where their
@@ -239,7 +271,11 @@ class Tile {
           see(kv.scales(p.v_scale, u.g + g, k, high_max));
         } else {
           stage_end(g, k);
-          for (int i = 0; i < kBlock * D; i += kLanes) see(load(values + i));
+          for (int i = 0; i < kBlock * D; i += 2 * kLanes) {
+            F32 even, odd;
+            widen_rows<kStagedType>(values + i, kLanes, even, odd);
+            see(even), see(odd);
+          }
         }
       }
     return reduce_max(largest) < 0x7f800000;
@@ -247,70 +283,30 @@ class Tile {
 
   // The values of positions [k, k + kBlock) of a chain, 0 where no row sees one.
   void stage_end(int g, int k) {
-    for (int i = 0; i < kBlock; ++i)
-      if (k + i < high_max) {
-        kv.value(u.g + g, k + i, values + i * D);
-      } else {
-        std::memset(values + i * D, 0, size_t(D) * sizeof(float));
-      }
-  }
-
-  // Scores of row r at [from, to) of the chunk become p, all others of their vectors and of [shared0,
-  // shared1) 0; sets m[r] and l[r].
-  void softmax(int r, int from, int to, int shared0, int shared1) {
-    m[r] = l[r] = 0.0f;
-    float* s = scores + r * kScoreStride;
-    if (from >= to) {
-      std::fill(s + shared0, s + shared1, 0.0f);
-      return;
-    }
-    const int begin = floor16(from), end = ceil16(to);
-    if (end < shared1) std::fill(s + end, s + shared1, 0.0f);
-    const float hidden = -std::numeric_limits<float>::infinity();
-    if (p.softcap > 0) {
-      const F32 in = set1(p.scale / p.softcap), cap = set1(p.softcap);
-      for (int i = begin; i < end; i += kLanes) store(s + i, cap * tanh(load(s + i) * in));
-    }
-    std::fill(s + begin, s + from, hidden);
-    std::fill(s + to, s + end, hidden);
-    F32 largest = set1(hidden);
-    for (int i = begin; i < end; i += kLanes) largest = max(largest, load(s + i));
-    m[r] = reduce_max(largest);
-    const F32 c = set1(softmax_scale), minus = set1(-m[r] * softmax_scale);
-    const auto weigh = [&](int i) {
-      const F32 x = exp2(fma(load(s + i), c, minus));
-      store(s + i, x);
-      return x;
-    };
-    F32 even = zero(), odd = zero();
-    int i = begin;
-    if (i / kLanes % 2) odd = weigh(i), i += kLanes;
-    for (; i + kLanes < end; i += 2 * kLanes) {
-      even = even + weigh(i);
-      odd = odd + weigh(i + kLanes);
-    }
-    if (i < end) even = even + weigh(i);
-    l[r] = reduce_add(even + odd);
+    if (k + kBlock > high_max) std::memset(values, 0, size_t(kBlock) * D * sizeof(A));
+    for (int i = 0; i < std::min(kBlock, high_max - k); ++i) kv.value(u.g + g, k + i, values, i);
   }
 
   // o of node n's rows += p times the values at positions [from, to) along its own path.
   void add_values(int n, int c0, int from, int to) {
     for (int k = floor16(from); k < to; k += kBlock) {
       const int begin = std::max(from - k, 0), end = std::min(to - k, kBlock), even = begin & ~1;
-      const int pairs_end = (end + 1) & ~1;
-      if (even < begin) std::memset(values + even * D, 0, D * sizeof(float));  // its p is 0
-      if (end < pairs_end) std::memset(values + end * D, 0, D * sizeof(float));
+      const int pairs = (end + 1) / 2 - even / 2;
+      std::memset(values, 0, size_t(2 * pairs) * D * sizeof(A));  // also where only one of a pair is seen
       for (int g = 0; g < u.heads; ++g) {
         const int first = g * group + n * R;
-        float* weights = scores + first * kScoreStride + (k - c0);
+        const int64_t at = int64_t(first) * kScoreStride + (k + even - c0);
+        alignas(64) float scale[kBlock] = {};
         for (int i = begin; i < end; ++i) {
-          const int at = k + i, slot = request.chain || at < L ? at : path[n * kChunk + at - c0];
-          kv.value(u.g + g, slot, values + i * D);
-          if constexpr (kScaled)
-            for (int h = 0; h < R; ++h) weights[h * kScoreStride + i] *= kv.scale(p.v_scale, u.g + g, slot);
+          const int slot = request.chain || k + i < L ? k + i : path[n * kChunk + k + i - c0];
+          kv.value(u.g + g, slot, values, i - even);
+          if constexpr (kScaled) scale[i] = kv.scale(p.v_scale, u.g + g, slot);
         }
-        add_weighted<DType::kF32>(R, weights + even, values + even * D, D, pairs_end - even, o + first * D,
-                                  D);
+        if constexpr (kScaled)
+          for (int64_t h = 0, i = at - even; h < R; ++h, i += kScoreStride)
+            put<kType>(weights + i, load(scores + i) * load(scale));
+        const A* v[1] = {values};
+        add_weighted<kStagedType, kCols<A>>(R, weights + at, v, D, 1, 2 * pairs, o + first * D, D);
       }
     }
   }
@@ -340,9 +336,10 @@ class Tile {
   void finish() {
     for (int r = 0; r < rows; ++r) {
       const int64_t row = node_of(r) * p.H + head_of(r);
-      const F32 inverse = set1(1.0f / acc_l[r]);
+      const F32 inverse =
+          set1(1.0f / acc_l[r]);  // added to 0: the sign of a 0 would tell who else was summed
       for (int d = 0; d < D; d += kLanes)
-        store_as(p.out, row * D + d, load(acc + r * D + d) * inverse, p.q_dtype);
+        store_as(p.out, row * D + d, fma(load(acc + r * D + d), inverse, zero()), p.q_dtype);
       if (p.lse)
         p.lse[row] =
             float(double(acc_m[r]) * (p.softcap > 0 ? 1.0 : double(p.scale)) + std::log(double(acc_l[r])));
@@ -357,7 +354,8 @@ class Tile {
   const bool as_they_lie;                           // operands are multiplied as they lie in the cache
   int low_min, low_max, high_min, high_max, ahead;  // ahead: slots between what is asked for and what is used
   float softmax_scale;  // of the exponent: log2(e), times scale unless the scores were capped
-  float *q, *scores, *keys, *values, *o, *m, *l, *acc, *acc_m, *acc_l, *tail;
+  A *q, *weights, *keys, *values;
+  float *scores, *o, *m, *l, *acc, *acc_m, *acc_l, *tail;
   int32_t *low, *high,
       *path;  // positions [low, high) that a node sees; slots of a tree's own positions in the chunk
   uint8_t* used;
@@ -396,4 +394,4 @@ void tree_attention(const TreeAttentionParams& p) {
 
 }  // namespace pyspec::PYSPEC_ISA
 
-PYSPEC_DISPATCH(tree_attention, TreeAttentionParams)
+PYSPEC_DISPATCH_BF16(tree_attention, TreeAttentionParams)

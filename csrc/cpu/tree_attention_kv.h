@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// How tree_attention.cpp reads the KV cache: keys and values of any type and layout, widened to f32 operands.
+// How tree_attention.cpp reads the KV cache: keys and values of any type and layout, as operands of products.
 #pragma once
 
 #include "cpu/kernel.h"
@@ -45,6 +45,7 @@ inline void transpose(I32 (&rows)[16]) {
 template <DType kType>
 class KvReader {
   using T = typename Element<kType>::T;
+  using A = Operand<kType>;
 
  public:
   KvReader(const TreeAttentionParams& p, int request)
@@ -63,14 +64,13 @@ class KvReader {
     end_ = end;
   }
 
-  // Keys of slots [slot0, slot0 + 16) as f32 [D][16], in `to` or in the cache. Lanes of other slots hold
+  // Keys of slots [slot0, slot0 + 16) as operands [D][16], in `to` or in the cache. Lanes of other slots hold
   // anything.
-  const float* keys(int g, int slot0, float* to) const {
+  const A* keys(int g, int slot0, A* to) const {
     const int count = D;
-    if constexpr (kType == DType::kF32) {
-      if (tiled_) return tile(k_, g, slot0);
-    } else if (tiled_) {
+    if (tiled_) {
       const T* from = tile(k_, g, slot0);
+      if constexpr (std::is_same_v<A, T>) return from;
       for (int d = 0; d < count; d += 2) widen_rows_to(from + d * kBlock, kBlock, to + d * kBlock);
       return to;
     }
@@ -79,13 +79,7 @@ class KvReader {
     for (int i = 0; i < kBlock; ++i)
       from[i] = slot0 + i < first_ || slot0 + i >= end_ ? kNone : row(k_, g, slot0 + i);
     I32 lanes[16];
-    if constexpr (sizeof(T) != 2) {
-      for (int d = 0; d < count; d += 16) {
-        for (int i = 0; i < 16; ++i) lanes[i] = bits(widen<kType>(from[i] + d));
-        transpose(lanes);
-        for (int i = 0; i < 16; ++i) store(to + (d + i) * kBlock, from_bits(lanes[i]));
-      }
-    } else {
+    if constexpr (sizeof(T) == 2) {
       alignas(64) uint16_t pairs[16][32] = {};
       for (int d = 0; d < D; d += 32) {
         const int count = D - d < 32 ? 16 : 32;  // a row must not be read beyond its end
@@ -95,54 +89,72 @@ class KvReader {
         }
         transpose(lanes);
         for (int i = 0; i < count / 2; ++i) {
-          istore(reinterpret_cast<int32_t*>(pairs[i]), lanes[i]);
-          widen_rows_to(pairs[i], 0, to + (d + 2 * i) * kBlock);
+          A* rows = to + (d + 2 * i) * kBlock;
+          if constexpr (std::is_same_v<A, T>) {
+            istore(reinterpret_cast<int32_t*>(rows), lanes[i]);
+          } else {
+            istore(reinterpret_cast<int32_t*>(pairs[i]), lanes[i]);
+            widen_rows_to(pairs[i], 0, rows);
+          }
         }
+      }
+    } else {
+      for (int d = 0; d < count; d += 16) {
+        for (int i = 0; i < 16; ++i) lanes[i] = bits(widen<kType>(from[i] + d));
+        transpose(lanes);
+        for (int i = 0; i < 16; i += 2)
+          put_rows(to + (d + i) * kBlock, from_bits(lanes[i]), from_bits(lanes[i + 1]));
       }
     }
     return to;
   }
 
-  // Values of slots [slot0, slot0 + 16), all written, as f32 rows `stride` apart, in `to` or in the cache.
-  const float* values(int g, int slot0, float* to, int64_t& stride) const {
+  // Values of slots [slot0, slot0 + 16), all written, as operands whose rows are `stride` apart, in `to` or
+  // in the cache.
+  const A* values(int g, int slot0, A* to, int64_t& stride) const {
     stride = D;
-    if constexpr (kType == DType::kF32) {
+    if constexpr (std::is_same_v<A, T>) {
       if (tiled_) return tile(v_, g, slot0);
-      if (slot0 % S + kBlock <= S) {
+      if (sizeof(T) == 4 && slot0 % S + kBlock <= S) {
         stride = v_.stride_s;
         return row(v_, g, slot0);
       }
-    } else if (sizeof(T) == 2 && tiled_) {
-      const T* from = tile(v_, g, slot0);
-      const int count = D;
-      for (int i = 0; i < kBlock * count; i += 2 * count)
-        for (int d = 0; d < count; d += kLanes) {
-          F32 even, odd;
-          widen_rows<kType>(from + i + 2 * d, 0, even, odd);
-          store(to + i + d, even);
-          store(to + i + count + d, odd);
-        }
-      return to;
     }
-    for (int i = 0; i < kBlock; ++i) value(g, slot0 + i, to + i * D);
+    const int count = D;
+    for (int i = 0; i < kBlock; i += 2) {
+      const T* even = value_row(g, slot0 + i);
+      const T* odd = value_row(g, slot0 + i + 1);
+      for (int d = 0; d < count; d += kLanes) {
+        F32 x, y;
+        if (sizeof(T) == 2 && tiled_) {
+          widen_rows<kType>(even + 2 * d, 0, x, y);
+        } else {
+          x = widen<kType>(even + d), y = widen<kType>(odd + d);
+        }
+        if constexpr (kDots<kType>) {
+          istore(reinterpret_cast<int32_t*>(to + i * count + 2 * d), pair(x, y));
+        } else {
+          store(to + i * count + d, x);
+          store(to + (i + 1) * count + d, y);
+        }
+      }
+    }
     return to;
   }
 
-  // Value of one slot as f32 [D].
-  void value(int g, int slot, float* to) const {
+  // Value of one slot as row i of operands [16][D].
+  void value(int g, int slot, A* to, int i) const {
     const int count = D;
-    if (sizeof(T) == 2 && tiled_) {
-      const T* from = tile(v_, g, slot & ~1);
-      const bool is_odd = slot & 1;
-      for (int d = 0; d < count; d += kLanes) {
-        F32 even, odd;
+    const T* from = value_row(g, slot);
+    for (int d = 0; d < count; d += kLanes) {
+      F32 even, odd;
+      if (sizeof(T) == 2 && tiled_) {
         widen_rows<kType>(from + 2 * d, 0, even, odd);
-        store(to + d, is_odd ? odd : even);
+      } else {
+        even = odd = widen<kType>(from + d);
       }
-      return;
+      put_row(to, i, count, d, slot & 1 ? odd : even);
     }
-    const T* from = tiled_ ? tile(v_, g, slot) : row(v_, g, slot);
-    for (int d = 0; d < count; d += kLanes) store(to + d, widen<kType>(from + d));
   }
 
   // Scale of one slot of `scales` [P, S, G]; those of slots [slot0, end), at most 16, and 0 for slots that
@@ -195,11 +207,24 @@ class KvReader {
     const int64_t page = page_of(slot, offset);
     return static_cast<const T*>(pages.data) + page * pages.stride_p + (int64_t(g) * S + offset) * D;
   }
-  static void widen_rows_to(const T* from, int64_t stride, float* to) {
+  // Row of a value, of its pair in the tiled layout of 16-bit values.
+  const T* value_row(int g, int slot) const {
+    if (!tiled_) return row(v_, g, slot);
+    return tile(v_, g, sizeof(T) == 2 ? slot & ~1 : slot);
+  }
+  // Two rows of 16 operands.
+  static void put_rows(A* to, F32 even, F32 odd) {
+    if constexpr (kDots<kType>) {
+      istore(reinterpret_cast<int32_t*>(to), pair(even, odd));
+    } else {
+      store(to, even);
+      store(to + kLanes, odd);
+    }
+  }
+  static void widen_rows_to(const T* from, int64_t stride, A* to) {
     F32 even, odd;
     widen_rows<kType>(from, stride, even, odd);
-    store(to, even);
-    store(to + kLanes, odd);
+    put_rows(to, even, odd);
   }
 
   const KvPages k_, v_;

@@ -8,7 +8,7 @@ namespace pyspec {
 namespace {
 
 constexpr int64_t kChunk = 256;         // positions: the unit of the running merge
-constexpr int64_t kTileRows = 32;       // rows that share staged keys and values
+constexpr int64_t kTileRows = 48;       // rows that share staged keys and values
 constexpr int64_t kItemsPerThread = 8;  // items of equal size, so that a late thread costs little
 constexpr int64_t kReadRows = 4;        // reading a block costs as much as computing this many rows
 constexpr int64_t kSerialWork = 12000;  // work (block rows x D) below 3 us: not worth waking a thread

@@ -75,6 +75,8 @@ def _missing(backends: Any, kernels: dict[str, list[str]]) -> dict[str, str]:
         missing["cpu kernels"] = f"{', '.join(slow)}: not compiled, run as their specification"
     if backends.native is not None and (reason := backends.native.amx_reason()):
         missing["AMX"] = reason
+    if backends.native is not None and (reason := backends.native.bf16_reason()):
+        missing["products of bf16"] = reason
     if backends.native is None or not backends.native.with_cuda:
         missing["cuda kernels"] = "this build has no CUDA kernels"
     if importlib.util.find_spec("triton") is None:

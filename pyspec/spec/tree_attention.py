@@ -16,7 +16,8 @@ chunk, a draft chain; at most 1024 nodes otherwise). `kv_layout`: see tile_kv.
 Guarantees of the kernels: a row's bits depend on that row's query and the keys it sees alone: not on other nodes, requests, the
 page size or placement, the layout, how a prefill is cut into chunks, threads; a node of a tree equals the same node in a chain and in
 plain decode (on GPUs the nodes of a tree that is no chain up to the rounding of the tensor cores' sums: siblings take slots between
-ancestors). What a row does not see is never read into it, even NaN. T = 0 gives empty results.
+ancestors). What a row does not see is never read into it, even NaN. T = 0 gives empty results. With pages of bf16|i8 the CPU kernels
+round queries and softmax weights to bf16 (sums are f32); with f32|f16 pages they round neither.
 """
 
 from __future__ import annotations

@@ -29,7 +29,13 @@ FLAGS = [
     "-pthread",
     "-w",
 ]
-PLAIN = ("csrc/cpu/amx_check.cpp", "csrc/cpu/isa.cpp", "csrc/cpu/thread_pool.cpp", "tests/amx/tiles.cpp")
+PLAIN = (
+    "csrc/cpu/amx_check.cpp",
+    "csrc/cpu/bf16_check.cpp",
+    "csrc/cpu/isa.cpp",
+    "csrc/cpu/thread_pool.cpp",
+    "tests/amx/tiles.cpp",
+)
 
 
 def why_not() -> str:

@@ -187,7 +187,7 @@ def digest() -> str:
     return results.hexdigest()
 
 
-@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512", "neon"])
+@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512", "avx512_bf16", "neon"])
 def test_every_instruction_set_gives_the_same_bits(isa: str) -> None:
     here = os.path.dirname(os.path.abspath(__file__))
     code = f"import sys; sys.path[:0] = [{here!r}]; import test_tree_attention_bits as t; print(t.digest())"
