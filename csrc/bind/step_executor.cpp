@@ -198,7 +198,8 @@ void StepExecutor::gated(Rows gate_up, Rows out, bool gelu, bool quantized) {
 }
 
 void StepExecutor::softcap(Rows x, float cap) {
-  add([=](const StepSizes& s) { softcap_cpu({x.data, x.data, x.count(s), x.columns, cap}); });
+  // Of a whole buffer, with what lies between its rows: zeros stay zeros.
+  add([=](const StepSizes& s) { softcap_cpu({x.data, x.data, x.count(s), x.stride, cap}); });
 }
 
 void StepExecutor::gather_rows(Rows x, Rows out) {

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,8 +24,7 @@ LAWS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Work:
+class Work(NamedTuple):
     """What one request does in one step: its new nodes, and how many of the last of them need logits."""
 
     request: Request

@@ -22,7 +22,7 @@ class CompiledWalk:
 
     def __init__(self, native: Any, executor: Any, batch: StepBatch, logits: Tensor) -> None:
         self._executor, self._batch, self._logits = executor, batch, logits
-        self._rows = native.Rows(logits.data_ptr(), logits.size(1), logits.size(1), True)
+        self._rows = native.Rows(logits.data_ptr(), logits.size(1), logits.stride(0), True)
         # A path has no more nodes than its request has rows.
         requests, rows = len(batch.arrays["kv_len"]), batch.max_rows
         self._path_len = np.zeros(requests, dtype=np.int32)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -51,7 +50,7 @@ class HiddenStates:
             while request.in_prefill:
                 start = request.kv_len
                 work = Work.prefill(request, min(batch.max_tokens, len(ids) - start))
-                batch.fill([replace(work, logit_rows=0)])  # no row of logits: the LM head has nothing to do
+                batch.fill([work._replace(logit_rows=0)])  # no row of logits: the LM head has nothing to do
                 executor.run()
                 request.kv_len += len(work.tokens)
                 out[start : request.kv_len] = executor.taps()

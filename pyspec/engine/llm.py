@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -258,7 +257,7 @@ class LLM:
             )
         request.pages = pages
         try:
-            self._batch.fill([replace(Work.prefill(request, len(tokens)), logit_rows=len(tokens))])
+            self._batch.fill([Work.prefill(request, len(tokens))._replace(logit_rows=len(tokens))])
             self._executor.run()
             return self._executor.logits().cpu().clone()
         finally:

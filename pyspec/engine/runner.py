@@ -8,7 +8,6 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pyspec.calls import take_rows
@@ -95,41 +94,42 @@ class Runner:
             watched = self.observer is not None and getattr(self.observer, "wants_logprobs", True)
             least = 0 if watched else None  # records have the emitted tokens' logprobs where somebody looks
             wanted = max((n for n in asked if n is not None), default=least)
-            path, path_len, emitted, logprobs, top_tokens, top_logprobs = self._executor.verify(wanted)
+            verified = self._executor.verify(
+                wanted
+            )  # as lists: an element of an array costs ten times as much
+            path, path_len = verified.path.tolist(), verified.path_len.tolist()
+            emitted, logprobs = verified.emitted.tolist(), verified.logprobs.tolist()
         now, end, paths = time.perf_counter(), 0, {}
-        rows: NDArray[np.int32] | slice
         for b, work in enumerate(works):
-            request, begin = work.request, end
+            request, begin, nodes = work.request, end, None
             end += len(work.tokens)
-            n = int(path_len[b]) if work.logit_rows else 0
+            n = path_len[b] if work.logit_rows else 0
             if request in proposals:
                 request.kv_len += n
                 request.steps += 1
                 request.drafted_nodes += len(work.tokens) - 1
-                nodes = path[b, :n]
-                paths[request] = nodes.tolist()
-                self._speculator.observe(request, proposals[request], paths[request])
-                in_place = nodes[-1] == n - 1  # nodes of a path ascend
-                committed, rows = work.tokens[nodes], slice(begin, begin + n) if in_place else nodes + begin
+                paths[request] = nodes = path[b][:n]
+                self._speculator.observe(request, proposals[request], nodes)
             else:
                 request.kv_len += len(work.tokens)
-                committed, rows = work.tokens, slice(begin, end)
                 request.prefilled = now
                 if taps is not None and request.shared is not None:
-                    request.shared.keep(request, taps[rows])
+                    request.shared.keep(request, taps[begin:end])
             if n:
-                top = [
-                    list(zip(top_tokens[b, i].tolist(), top_logprobs[b, i].tolist(), strict=True))[
-                        : request.params.logprobs
-                    ]
-                    for i in range(n if request.params.logprobs else 0)
-                ]
-                request.emit(emitted[b, :n].tolist(), logprobs[b, :n].tolist(), top, self._eos)
+                top = []
+                if request.params.logprobs:
+                    pairs = zip(
+                        verified.top_tokens[b, :n].tolist(),
+                        verified.top_logprobs[b, :n].tolist(),
+                        strict=True,
+                    )
+                    top = [list(zip(*pair, strict=True))[: request.params.logprobs] for pair in pairs]
+                request.emit(emitted[b][:n], logprobs[b][:n], top, self._eos)
             if request.draft is not None and request.finish_reason is None:
-                request.draft.commit(
-                    committed.tolist(), None if features is None else _rows_of(features, rows)
-                )
-                if request not in proposals:  # its prompt is followed while it is computed
+                committed = work.tokens if nodes is None else work.tokens[nodes]
+                rows = None if features is None else _rows_of(features, begin, end, nodes)
+                request.draft.commit(committed.tolist(), rows)
+                if nodes is None:  # its prompt is followed while it is computed
                     self._speculator.tell(request)
         return paths
 
@@ -174,10 +174,12 @@ class Runner:
         )
 
 
-def _rows_of(taps: Features, rows: NDArray[np.int32] | slice) -> Features:
-    if isinstance(taps, Tensor) and not isinstance(rows, slice):
-        return take_rows(taps, torch.from_numpy(rows))
-    return taps[rows]
+def _rows_of(taps: Features, begin: int, end: int, nodes: list[int] | None) -> Features:
+    """Rows [begin, end), or those of them that `nodes` counts from begin on, ascending."""
+    if nodes is None or nodes[-1] == len(nodes) - 1:
+        return taps[begin : end if nodes is None else begin + len(nodes)]
+    rows = np.array(nodes, dtype=np.int32) + begin
+    return take_rows(taps, torch.from_numpy(rows)) if isinstance(taps, Tensor) else taps[rows]
 
 
 def _no_clock() -> float:
