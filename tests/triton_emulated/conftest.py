@@ -19,7 +19,7 @@ emulation.start()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """NaN and infinity are values like others to a GPU; numpy warns of them where the interpreter
-    computes."""
-    for module in ("triton.runtime.interpreter", "interpreter"):
+    """NaN and infinity are values like others to a GPU; numpy warns of them where the
+    emulations compute."""
+    for module in ("triton.runtime.interpreter", "interpreter", "ttsem.values"):
         config.addinivalue_line("filterwarnings", f"ignore::RuntimeWarning:{module}")
