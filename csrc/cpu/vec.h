@@ -31,6 +31,9 @@ inline F32 zero() { return {_mm512_setzero_ps()}; }
 inline F32 set1(float x) { return {_mm512_set1_ps(x)}; }
 inline F32 load(const float* p) { return {_mm512_loadu_ps(p)}; }
 inline void store(float* p, F32 a) { _mm512_storeu_ps(p, a.v); }
+// To p, aligned to 64 bytes, without a copy in the caches; seen by others after stored_past_caches().
+inline void store_past_caches(float* p, F32 a) { _mm512_stream_ps(p, a.v); }
+inline void stored_past_caches() { _mm_sfence(); }
 inline F32 load_n(const float* p, int n) { return {_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p)}; }
 inline void store_n(float* p, F32 a, int n) { _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), a.v); }
 inline F32 load_bf16(const uint16_t* p) {
@@ -108,6 +111,11 @@ inline void store(float* p, F32 a) {
   _mm256_storeu_ps(p, a.lo);
   _mm256_storeu_ps(p + 8, a.hi);
 }
+inline void store_past_caches(float* p, F32 a) {
+  _mm256_stream_ps(p, a.lo);
+  _mm256_stream_ps(p + 8, a.hi);
+}
+inline void stored_past_caches() { _mm_sfence(); }
 inline F32 load_n(const float* p, int n) {
   alignas(32) float t[16] = {};
   for (int i = 0; i < n; ++i) t[i] = p[i];
@@ -232,6 +240,8 @@ inline F32 load(const float* p) {
   return r;
 }
 inline void store(float* p, F32 a) { PYSPEC_EACH p[i] = a.v[i]; }
+inline void store_past_caches(float* p, F32 a) { store(p, a); }
+inline void stored_past_caches() {}
 inline F32 load_n(const float* p, int n) {
   F32 r = zero();
   for (int i = 0; i < n; ++i) r.v[i] = p[i];

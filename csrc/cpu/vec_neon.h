@@ -25,6 +25,8 @@ inline void store(float* p, F32 a) {
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) vst1q_f32(p + 4 * i, a.v[i]);
 }
+inline void store_past_caches(float* p, F32 a) { store(p, a); }
+inline void stored_past_caches() {}
 inline F32 load_n(const float* p, int n) {
   float t[16] = {};
   for (int i = 0; i < n; ++i) t[i] = p[i];

@@ -112,6 +112,28 @@ def test_packed_equals_rows_and_bias_is_added(name: str) -> None:
     assert torch.equal(got, plain + bias)
 
 
+@needs_native
+@formats
+@pytest.mark.parametrize("m", [4, 5, 6, 7, 8, 12, 23])
+def test_neighbouring_blocks_equal_single_ones(name: str, m: int) -> None:
+    g = torch.Generator().manual_seed(m)
+    x, rows = torch.randn(m, 512, generator=g), random_rows(name, 83, 512)
+    packed = ops.pack_quant_weight(rows, format=name)
+    got = quant_linear(x, packed, None, format=name, layout="packed", num_rows=83)
+    assert torch.equal(got, quant_linear(x, rows, None, format=name))
+
+
+@needs_native
+def test_logits_of_many_rows_equal_those_of_one() -> None:
+    n, g = 16400, torch.Generator().manual_seed(0)
+    x, packed = (
+        torch.randn(17, 64, generator=g),
+        ops.pack_quant_weight(random_rows("q8_0", n, 64), format="q8_0"),
+    )
+    call = lambda x: quant_linear(x, packed, None, format="q8_0", layout="packed", num_rows=n)
+    assert torch.equal(call(x), torch.cat([call(row[None]) for row in x]))
+
+
 @formats
 def test_specification_rows_do_not_depend_on_the_batch(name: str) -> None:
     x, rows = torch.randn(9, 512, generator=torch.Generator().manual_seed(7)), random_rows(name, 20, 512)
