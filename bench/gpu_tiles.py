@@ -55,7 +55,7 @@ TILES = {
     "kernels/sample": _TRITON_ROW,
     "kernels/silu_mul": _TRITON_ELEMENTS,
     "kernels/softcap": _TRITON_ELEMENTS,
-    "kernels/tree_attention": "64 rows, what wgmma and tcgen05 need, fewer where halves of large heads would spill; 32 slots a step, three in flight",
+    "kernels/tree_attention": "64 rows, what wgmma and tcgen05 need, fewer where halves of large heads would spill; 32 slots a step, the next on their way",
     "kernels/verify_tree": _TRITON_ROW,
     "kernels/verify_drawn": "one program a row for the weights, one a request for the walk, one a place of the path for the logprobs",
     "kernels/w4a16_linear": _TRITON_LINEAR,

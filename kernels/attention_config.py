@@ -10,7 +10,7 @@ import torch
 import triton
 
 SPAN = 512  # slots; also the least that a program of its own is worth
-PROGRAMS = 264  # two per SM of a large GPU
+PROGRAMS = 264  # two for each SM of a large GPU, which holds one (D above 64) to three of them
 MAX_WORKSPACE = 256 << 20  # bytes of stored spans; calls that would need more are not split and share nothing
 
 

@@ -44,6 +44,7 @@ from .dots import rows
 from .prefix_groups import BLOCK_W, common_kernel, group_tile, spans_of_group
 
 MAX_D = 256  # padded to a power of two with masks, and to the 16 that a product needs
+FOLD_STAGES = tl.constexpr(8)  # stored spans on their way at once: one after another, each waits for memory
 LOG2_E = 1.4426950408889634
 TYPES = {
     "bf16": torch.bfloat16,
@@ -54,7 +55,7 @@ TYPES = {
 
 
 @triton.jit
-def request_of(cu_t_ptr, index, B, WEIGHT: tl.constexpr, BLOCK: tl.constexpr, BLOCK_B: tl.constexpr):
+def request_of_item(cu_t_ptr, index, B, WEIGHT: tl.constexpr, BLOCK: tl.constexpr, BLOCK_B: tl.constexpr):
     """The request that has item `index` when n nodes have ceil(n WEIGHT / BLOCK) items, and its first item.
 
     B itself if there are fewer items.
@@ -92,7 +93,7 @@ def attend_kernel(
     part, tile = 0, index
     if STORES:
         part, tile = index // tiles, index % tiles
-    b, first_tile = request_of(cu_t_ptr, tile, B, R, BLOCK_M, BLOCK_B)
+    b, first_tile = request_of_item(cu_t_ptr, tile, B, R, BLOCK_M, BLOCK_B)
     tile, end_b, shared = tile - first_tile, b + 1, 0
     if common_ptr is not None:
         if is_shared:
@@ -221,12 +222,12 @@ def attend_kernel(
 @triton.jit
 def fold_kernel(
     partial_ptr, state_ptr, sinks_ptr, kv_len_ptr, cu_t_ptr, out_ptr, lse_ptr, T, H, B, window,
-    D: tl.constexpr, SPAN: tl.constexpr, WINDOW: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_B: tl.constexpr,
+    D: tl.constexpr, SPAN: tl.constexpr, WINDOW: tl.constexpr, BLOCK_H: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_B: tl.constexpr,
 ):  # fmt: skip
     """Joins the stored spans of one node's heads, as a program with one part does with its own."""
     t = tl.program_id(0)
-    b, t0 = request_of(cu_t_ptr, t, B, 1, 1, BLOCK_B)
+    b, t0 = request_of_item(cu_t_ptr, t, B, 1, 1, BLOCK_B)
     if b >= B:
         return
     L = tl.load(kv_len_ptr + b)
@@ -239,7 +240,7 @@ def fold_kernel(
     total_sum = tl.zeros([BLOCK_H], tl.float32)
     total = tl.zeros([BLOCK_H, BLOCK_D], tl.float32)
     first_span = tl.maximum(0, L - window + 1) // SPAN if WINDOW else 0
-    for span in range(first_span, (L + t - t0) // SPAN + 1):
+    for span in tl.range(first_span, (L + t - t0) // SPAN + 1, num_stages=FOLD_STAGES):
         place = tl.cast(span, tl.int64) * T * H + row
         acc = tl.load(partial_ptr + place[:, None] * D + offs_d[None, :], mask=mask, other=0.0)
         row_max = tl.load(state_ptr + place * 2, mask=mask_h, other=0.0)
@@ -310,11 +311,11 @@ def _launch(
         **c.options,
     )  # fmt: skip
     if c.stores:
-        block_h = min(8, triton.next_power_of_2(H))
+        block_h = min(4, triton.next_power_of_2(H))
         fold_kernel[(T, triton.cdiv(H, block_h))](
             partial, state, sinks, kv_len, cu_t, out, lse, T, H, B, window, D=D, SPAN=c.span,
-            WINDOW=window > 0, BLOCK_H=block_h, BLOCK_D=block_d, BLOCK_B=block_b, num_warps=4,
-            enable_fp_fusion=False,
+            WINDOW=window > 0, BLOCK_H=block_h, BLOCK_D=block_d, BLOCK_B=block_b,
+            num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip
     return out, lse
 
@@ -356,7 +357,7 @@ def aot_cases() -> list[AotCase]:
         types = {"q_ptr": f"*{q}", "out_ptr": f"*{q}", "k_pages_ptr": f"*{page}", "v_pages_ptr": f"*{page}"}
         cases.append(_aot_case(f"tree_attention-{name}", attend_kernel, types, constants, c))
     constants = {
-        "D": 128, "SPAN": SPAN, "WINDOW": False, "BLOCK_H": 8, "BLOCK_D": 128, "BLOCK_B": 8,
+        "D": 128, "SPAN": SPAN, "WINDOW": False, "BLOCK_H": 4, "BLOCK_D": 128, "BLOCK_B": 8,
         "sinks_ptr": None,
     }  # fmt: skip
     fold = Config(SPAN, 64, 32, 4, 1, 1, 1)
