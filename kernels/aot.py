@@ -69,6 +69,7 @@ class Resources:
 
     @property
     def spills(self) -> int:
+        """Instructions that touch local memory."""
         return self.instructions["local_load"] + self.instructions["local_store"]
 
 

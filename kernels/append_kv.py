@@ -49,6 +49,7 @@ def append_kv_kernel(
     v_scale_stride_p, v_scale_stride_s, v_scale_stride_g, table_stride_x,
     INTERLEAVED: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_D: tl.constexpr, PLANTED_BUG: tl.constexpr = "",
 ):  # fmt: skip
+    """Heads [BLOCK_G] of one token of k and v [T, G, D] into its slot, K turned where there is a table."""
     t = tl.program_id(0).to(tl.int64)
     offs_g = (tl.program_id(1) * BLOCK_G + tl.arange(0, BLOCK_G)).to(tl.int64)[:, None]
     offs_d = tl.arange(0, BLOCK_D)[None, :]

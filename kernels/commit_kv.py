@@ -41,6 +41,7 @@ def move(
     scale_stride_p, scale_stride_s, scale_stride_g, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr,
     PLANTED_BUG: tl.constexpr,
 ):  # fmt: skip
+    """Head g of K or V: slots L + path[i] to slots L + i for i < length, in ascending chunks [BLOCK_E]."""
     offs_d = tl.arange(0, BLOCK_D)[None, :]
     for start in range(0, length, BLOCK_E):
         offs_e = (start + tl.arange(0, BLOCK_E))[:, None]
@@ -76,6 +77,7 @@ def commit_kv_kernel(
     k_scale_stride_p, k_scale_stride_s, k_scale_stride_g, v_scale_stride_p, v_scale_stride_s,
     v_scale_stride_g, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr, PLANTED_BUG: tl.constexpr = "",
 ):  # fmt: skip
+    """One request, KV head, and K or V."""
     b, g = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     if PLANTED_BUG == "one head":
         g = g * 0

@@ -53,6 +53,7 @@ class Config:
     num_stages: int
 
     def grid(self, m: int, n: int) -> tuple[int, int, int]:
+        """Tiles of N, tiles of M, and parts of K that are programs of their own."""
         return triton.cdiv(n, self.block_n), triton.cdiv(m, self.block_m), self.parts if self.split else 1
 
     @property
@@ -213,6 +214,7 @@ def sum_parts(partial: Tensor, bias: Tensor | None, out: Tensor) -> None:
 
 
 def sum_parts_case() -> AotCase:
+    """The second launch of four parts."""
     pointers = {"partial_ptr": "*fp32", "bias_ptr": "*fp32", "out_ptr": "*fp32"}
     sizes = dict.fromkeys(("N", "out_stride_m", "partial_stride_p", "partial_stride_m"), "i32")
     constants = {"PARTS": 4, "BLOCK_N": 1024}

@@ -24,6 +24,7 @@ def embedding_kernel(
     BLOCK: tl.constexpr,
     PLANTED_BUG: tl.constexpr = "",
 ):
+    """BLOCK columns of the row of one token, as f32 times scale."""
     t = tl.program_id(0).to(tl.int64)
     offs_k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask_k = offs_k < K

@@ -106,6 +106,7 @@ def fold_lanes(total, x):
 
 @triton.jit
 def add_halves(x, HALF: tl.constexpr):
+    """x [2 HALF] as x[i] + x[i + HALF], [HALF]."""
     left, right = tl.split(tl.permute(tl.reshape(x, [2, HALF]), (1, 0)))
     return left + right
 

@@ -26,6 +26,7 @@ def quant_embedding_kernel(
     ids_ptr, qweight_ptr, out_ptr, K, scale, qweight_stride_r,
     FORMAT: tl.constexpr, BLOCK_G: tl.constexpr, PLANTED_BUG: tl.constexpr = "",
 ):  # fmt: skip
+    """Groups [BLOCK_G, 32] of the row of one token, as f32 times scale."""
     t = tl.program_id(0).to(tl.int64)
     g = (tl.program_id(1) * BLOCK_G + tl.arange(0, BLOCK_G))[:, None]
     mask_g = g < (2147483647 if PLANTED_BUG == "no mask" else K // 32)

@@ -41,12 +41,14 @@ def sibling(parents_ptr, nodes, parent, after):
 
 @triton.jit
 def residual(alpha, target, rho, draft):
+    """max(0, alpha p - rho q), element by element."""
     m = alpha * target - rho * draft
     return tl.where(m > 0, m, 0.0)
 
 
 @triton.jit
 def residual_sum(target_ptr, draft_ptr, vocab, alpha, rho):
+    """The sum of a row's residual in the fixed order."""
     total = tl.zeros([32], tl.float64)
     for start in range(0, vocab, _SUM_BLOCK):
         ids = start + tl.arange(0, _SUM_BLOCK)

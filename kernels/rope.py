@@ -58,6 +58,7 @@ def rope_kernel(
     x_ptr, positions_ptr, table_ptr, out_ptr, H, D, Y, x_stride_t, x_stride_h, table_stride_x,
     INTERLEAVED: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr, PLANTED_BUG: tl.constexpr = "",
 ):  # fmt: skip
+    """Heads [BLOCK_H] of one token of x [T, H, D]."""
     t = tl.program_id(0).to(tl.int64)
     offs_h = (tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)).to(tl.int64)[:, None]
     offs_d = tl.arange(0, BLOCK_D)[None, :]

@@ -25,6 +25,7 @@ def tanh(y):
 
 @triton.jit
 def softcap_kernel(x_ptr, out_ptr, K, cap, x_stride_m, BLOCK: tl.constexpr, PLANTED_BUG: tl.constexpr = ""):
+    """BLOCK columns of one row of x [M, K]."""
     m = tl.program_id(0).to(tl.int64)
     offs_k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask_k = offs_k < (2147483647 if PLANTED_BUG == "no mask" else K)
