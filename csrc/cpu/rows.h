@@ -118,6 +118,13 @@ inline void copy_slot(const Slot& from, const Slot& to) {
     copy_units<uint8_t>(from.data, from.stride, to.data, to.stride, from.count);
   }
 }
+// Asks for the cache lines of a slot, which is to be written: side by side they come in a fraction of the
+// time that stores take to wait for one after another.
+inline void prefetch_slot(const Slot& slot) {
+  const int64_t units = std::max<int64_t>(1, 64 / (slot.stride * slot.width));
+  for (int64_t i = 0; i < slot.count; i += units)
+    __builtin_prefetch(slot.data + i * slot.stride * slot.width, 1);
+}
 inline Slot contiguous_like(const Slot& slot, void* data) {
   return {static_cast<char*>(data), slot.count, 1, slot.width};
 }
