@@ -45,6 +45,7 @@ class Tile {
         rows(unit.heads * group),
         L(request.kv_len),
         kv(params, unit.request),
+        softmax{p.scale, p.softcap, (p.softcap > 0 ? 1.0f : p.scale) * kLog2e},
         as_they_lie(params.kv_layout == KvLayout::kTiled &&
                     (kType == kStagedType || group <= kDirectRows<kType>)) {
     const int tail_tiles = request.chain ? 0 : request.nodes / kBlock + 2;
@@ -83,7 +84,6 @@ class Tile {
     high_min = *std::min_element(high, high + u.nodes);
     high_max = *std::max_element(high, high + u.nodes);
     kv.restrict(low_min, L + request.nodes);
-    softmax_scale = (p.softcap > 0 ? 1.0f : p.scale) * kLog2e;
     ahead = std::max(1, kAhead / int(u.heads * D * kBlock * sizeof(T))) * kBlock;
   }
 
@@ -98,7 +98,7 @@ class Tile {
     if (u.parts == 1) {
       for (int chunk = item.chunk0; chunk < item.chunk1; ++chunk) {
         attend(chunk * kChunk, last);
-        merge();
+        softmax.merge(rows, D, m, l, o, acc_m, acc_l, acc);
       }
       finish();
       return;
@@ -117,7 +117,7 @@ class Tile {
     finished.store(0, std::memory_order_relaxed);
     for (int chunk = u.chunk0; chunk < u.chunk0 + u.chunks; ++chunk) {
       point(chunk);
-      merge();
+      softmax.merge(rows, D, m, l, o, acc_m, acc_l, acc);
     }
     finish();
   }
@@ -132,19 +132,19 @@ class Tile {
     const int c1 = c0 + kChunk, begin = std::max(c0, floor16(low_min));
     const int keys_end = std::min(c1, request.chain ? high_max : L);
     for (int k = begin, count; k < keys_end; k += count * kBlock) {
-      count = k + (kKeyTiles - 1) * kBlock < keys_end ? kKeyTiles : 1;
+      for (count = kKeyTiles; k + (count - 1) * kBlock >= keys_end;) count /= 2;
       for (int g = 0; g < u.heads; ++g) {
         for (int next = k + ahead; next < k + ahead + count * kBlock; next += kBlock)
           next < keys_end ? kv.fetch_keys(u.g + g, next)
                           : kv.fetch_values(u.g + g, begin + floor16(next - keys_end));
         float* to = scores + g * group * kScoreStride + (k - c0);
-        count == 1 ? score<1>(g, k, to, kScoreStride) : score<kKeyTiles>(g, k, to, kScoreStride);
+        score_run<kKeyTiles>(count, g, k, to);
       }
     }
     if (!request.chain && L < c1 && high_max > c0) score_paths(c0);
     int shared0 = std::max(c0, ceil16(low_max));
     int shared1 = std::min(c1, floor16(request.chain ? high_min : L));
-    const int whole = shared1;  // up to here every row sees every position
+    const int whole = floor16(request.chain ? high_max : L);  // up to here blocks have all their values
     if (request.chain && u.nodes > 1) {
       // The end, which not all rows see, is done for all of them too if nothing there can spoil a sum.
       const int end = std::min(c1, ceil16(high_max));
@@ -152,7 +152,6 @@ class Tile {
       if (shared1 < end && finite(shared1, end)) shared1 = end;
     }
     if (shared0 >= shared1) shared0 = shared1 = c1;  // nothing that is done for all rows together
-    const Softmax softmax{p.scale, p.softcap, softmax_scale};
     for (int r = 0; r < rows; ++r) {
       const int n = r % group / R;
       float* s = scores + r * kScoreStride;
@@ -182,26 +181,28 @@ class Tile {
         A* w = weights + g * group * kScoreStride + (k - c0);
         float* to = o + g * group * D;
         if constexpr (kScaled)
-          for (int i = 0; i < count; ++i)
-            scale_weights(g, k + i * kBlock, k < whole ? L + request.nodes : high_max, c0);
+          for (int i = 0; i < count; ++i) scale_weights(g, k + i * kBlock, request.chain ? high_max : L, c0);
         if (k < whole && as_they_lie) {
           const T* v[kRun];
           for (int i = 0; i < count; ++i) v[i] = kv.value_tile(u.g + g, k + i * kBlock);
           add_weighted<kType, kCols<A>>(group, w, v, D, count, kBlock, to, D);
         } else {
-          int64_t stride = D;
-          const A* v[kRun] = {values};
-          if (k < whole) {
-            for (int i = 0; i < count; ++i)
-              v[i] = kv.values(u.g + g, k + i * kBlock, values + i * kBlock * D, stride);
-          } else {
-            stage_end(g, k);
-          }
+          int64_t stride;
+          const A* v[kRun];
+          for (int i = 0; i < count; ++i)
+            v[i] = block_values(g, k + i * kBlock, values + i * kBlock * D, stride);
           add_weighted<kStagedType, kCols<A>>(group, w, v, stride, count, kBlock, to, D);
         }
       }
     }
     for (int n = 0; n < u.nodes; ++n) add_values(n, c0, std::max(low[n], shared1), std::min(high[n], c1));
+  }
+
+  // The same for a count of tiles of 16 that is kC, half of it, a quarter, ...
+  template <int kC>
+  void score_run(int count, int g, int slot0, float* to) {
+    if (count == kC) return score<kC>(g, slot0, to, kScoreStride);
+    if constexpr (kC > 1) score_run<kC / 2>(count, g, slot0, to);
   }
 
   // Scores of all rows of KV head g with the keys of slots [slot0, slot0 + 16 kC).
@@ -270,21 +271,26 @@ class Tile {
         if (kScaled) {
           see(kv.scales(p.v_scale, u.g + g, k, high_max));
         } else {
-          stage_end(g, k);
-          for (int i = 0; i < kBlock * D; i += 2 * kLanes) {
-            F32 even, odd;
-            widen_rows<kStagedType>(values + i, kLanes, even, odd);
-            see(even), see(odd);
-          }
+          int64_t stride;
+          const A* v = block_values(g, k, values, stride);
+          for (int i = 0; i < kBlock; i += 2)
+            for (int d = 0; d < D; d += kLanes) {
+              F32 even, odd;
+              widen_rows<kStagedType>(v + i * stride + (kDots<kType> ? 2 * d : d), stride, even, odd);
+              see(even), see(odd);
+            }
         }
       }
     return reduce_max(largest) < 0x7f800000;
   }
 
-  // The values of positions [k, k + kBlock) of a chain, 0 where no row sees one.
-  void stage_end(int g, int k) {
-    if (k + kBlock > high_max) std::memset(values, 0, size_t(kBlock) * D * sizeof(A));
-    for (int i = 0; i < std::min(kBlock, high_max - k); ++i) kv.value(u.g + g, k + i, values, i);
+  // The values of positions [k, k + kBlock) that all rows see, or of a chain: 0 where no row sees one.
+  const A* block_values(int g, int k, A* to, int64_t& stride) {
+    if (!request.chain || k + kBlock <= high_max) return kv.values(u.g + g, k, to, stride);
+    stride = D;
+    std::memset(to, 0, size_t(kBlock) * D * sizeof(A));
+    for (int i = 0; i < high_max - k; ++i) kv.value(u.g + g, k + i, to, i);
+    return to;
   }
 
   // o of node n's rows += p times the values at positions [from, to) along its own path.
@@ -311,28 +317,6 @@ class Tile {
     }
   }
 
-  // The running merge of one more chunk.
-  void merge() {
-    for (int r = 0; r < rows; ++r) {
-      if (l[r] == 0.0f) continue;
-      float* sum = acc + r * D;
-      const float* add = o + r * D;
-      if (acc_l[r] == 0.0f) {
-        std::memcpy(sum, add, D * sizeof(float));
-        acc_m[r] = m[r];
-        acc_l[r] = l[r];
-        continue;
-      }
-      const float top = std::max(acc_m[r], m[r]);
-      const float a = exp2_scalar((acc_m[r] - top) * softmax_scale),
-                  b = exp2_scalar((m[r] - top) * softmax_scale);
-      acc_l[r] = __builtin_fmaf(l[r], b, acc_l[r] * a);
-      acc_m[r] = top;
-      const F32 va = set1(a), vb = set1(b);
-      for (int d = 0; d < D; d += kLanes) store(sum + d, fma(load(add + d), vb, load(sum + d) * va));
-    }
-  }
-
   void finish() {
     for (int r = 0; r < rows; ++r) {
       const int64_t row = node_of(r) * p.H + head_of(r);
@@ -351,9 +335,9 @@ class Tile {
   const Plan::Request& request;
   const int D, R, group, rows, L;  // group: rows of one KV head
   KvReader<kType> kv;
+  const Softmax softmax;
   const bool as_they_lie;                           // operands are multiplied as they lie in the cache
   int low_min, low_max, high_min, high_max, ahead;  // ahead: slots between what is asked for and what is used
-  float softmax_scale;  // of the exponent: log2(e), times scale unless the scores were capped
   A *q, *weights, *keys, *values;
   float *scores, *o, *m, *l, *acc, *acc_m, *acc_l, *tail;
   int32_t *low, *high,

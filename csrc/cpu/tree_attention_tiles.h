@@ -38,8 +38,13 @@ constexpr int kRows = sizeof(A) == 2 ? 6 : 12;
 template <typename A>
 constexpr int kCols = sizeof(A) == 2 ? 4 : 2;
 #else
+#if defined(PYSPEC_ISA_AVX2)
+template <typename A>
+constexpr int kRows = 5;
+#else
 template <typename A>
 constexpr int kRows = 6;
+#endif
 template <typename A>
 constexpr int kCols = 1;
 #endif
@@ -280,15 +285,9 @@ inline F32 tanh(F32 x) {
   return from_bits(bits(magnitude) + (bits(x) & iset1(int32_t(0x80000000))));
 }
 
-inline float exp2_scalar(float x) {
-  alignas(64) float lanes[kLanes];
-  store(lanes, exp2(set1(x)));
-  return lanes[0];
-}
-
 struct Softmax {
   float scale, softcap;  // softcap 0: none
-  float exponent;        // what a score less the largest is multiplied by
+  float exponent;        // of a weight, per score: log2(e), times scale unless scores were capped
 
   // Scores of positions [from, to) of a chunk become weights, all others of their vectors and of [shared0,
   // shared1) 0. m is the largest score, l the sum of the weights before they are rounded. Weights of int8
@@ -331,6 +330,35 @@ struct Softmax {
     }
     if (i < end) even = even + weigh(i);
     l = reduce_add(even + odd);
+  }
+
+  // One more chunk with results m, l and o [D] of each row joins the running ones.
+  void merge(int rows, int D, const float* m, const float* l, const float* o, float* acc_m, float* acc_l,
+             float* acc) const {
+    const F32 c = set1(exponent);
+    alignas(64) float top[kLanes], a[kLanes], b[kLanes];
+    for (int r = 0; r < rows; ++r) {
+      const int i = r % kLanes, count = std::min(kLanes, rows - r);
+      if (i == 0) {
+        const F32 old = load_n(acc_m + r, count), fresh = load_n(m + r, count), most = max(old, fresh);
+        store(top, most);
+        store(a, exp2((old - most) * c));
+        store(b, exp2((fresh - most) * c));
+      }
+      if (l[r] == 0.0f) continue;
+      float* sum = acc + r * D;
+      const float* add = o + r * D;
+      if (acc_l[r] == 0.0f) {
+        std::memcpy(sum, add, D * sizeof(float));
+        acc_m[r] = m[r];
+        acc_l[r] = l[r];
+        continue;
+      }
+      acc_l[r] = __builtin_fmaf(l[r], b[i], acc_l[r] * a[i]);
+      acc_m[r] = top[i];
+      const F32 va = set1(a[i]), vb = set1(b[i]);
+      for (int d = 0; d < D; d += kLanes) store(sum + d, fma(load(add + d), vb, load(sum + d) * va));
+    }
   }
 };
 
