@@ -43,7 +43,9 @@ def send(arrays: Sequence[Any], device: torch.device) -> list[Any]:
 
 def take_rows(rows: Tensor, index: Tensor) -> Tensor:
     """rows[index] where the rows are; index int [n] on the host."""
-    return rows.index_select(0, index if rows.device.type == "cpu" else send([index], rows.device)[0])
+    if rows.device.type == "cpu":  # by numpy: torch takes ten times as long for few rows
+        return torch.from_numpy(rows.numpy()[index.numpy()])
+    return rows.index_select(0, send([index], rows.device)[0])
 
 
 class Calls(Protocol):

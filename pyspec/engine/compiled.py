@@ -53,6 +53,8 @@ class CompiledExecutor:
             ]
             for b in program.buffers
         }
+        # The first rows of buffers that are read at every step
+        self._read: dict[tuple[str, int], Tensor] = {}
         self._of_logits = {b.name: b.rows == "R" for b in program.buffers}
         address = lambda name: getattr(batch, name).data_ptr()
         inputs = ("tokens", "positions", "parents", "cu_t", "kv_len", "page_table", "logit_rows", "slots")
@@ -95,10 +97,13 @@ class CompiledExecutor:
         return self._buffers[self._program.logits][: self._batch.R]
 
     def write(self, name: str, rows: Tensor) -> None:
-        self._buffers[name][: self._batch.T] = rows
+        self.read(name).numpy()[:] = rows.numpy()  # torch takes ten times as long for one row
 
     def read(self, name: str) -> Tensor:
-        return self._buffers[name][: self._batch.T]
+        key = name, self._batch.T
+        if key not in self._read:
+            self._read[key] = self._buffers[name][: self._batch.T]
+        return self._read[key]
 
     def taps(self) -> Tensor:
         return self.read("taps")

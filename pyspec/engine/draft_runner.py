@@ -247,7 +247,8 @@ class Branches:
             places.append(free.pop())
             sources += self.table[place, first : last + 1].tolist()
             targets += self.table[places[-1], first : last + 1].tolist()
-        self._runner.copy(sources, targets)
+        if sources:
+            self._runner.copy(sources, targets)
         self._places = places
         lengths = np.full(len(places), self._length, dtype=np.int32)
         self._length += 1

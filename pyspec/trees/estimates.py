@@ -24,7 +24,7 @@ class Estimates:
     def calibration(self, plan: RequestPlan, draft: str) -> Calibration:
         """What a draft's probabilities are worth to a request; a new one starts from what they were worth to others."""
         if draft not in plan.calibrations:
-            shared = self._shared.setdefault(draft, Calibration(prior=16.0, decay=0.999))
+            shared = self._shared.setdefault(draft, Calibration(prior=4.0, decay=0.999))
             plan.calibrations[draft] = Calibration(shared=shared)
         return plan.calibrations[draft]
 

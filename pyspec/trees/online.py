@@ -15,9 +15,7 @@ from numpy.typing import NDArray
 from .cost import CostTable
 
 BAND = 1.5  # an observation counts as at most this many times more, or less, than was expected
-FIRST_BAND = (
-    4.0  # for the first pairs of steps: a table that was measured in a bad moment is corrected at once
-)
+FIRST_BAND = 2.0  # for the first pairs of steps: a table that was measured in a bad moment is corrected soon
 BUCKETS = 12  # of nodes: 1, 2, 3-4, 5-8, ..., over 1024
 
 

@@ -14,7 +14,7 @@ tokens ahead of plain decoding. Three rules:
    A request whose drafts are not verified at all gets a few nodes now and then: so seldom that they cost at most PROBE tokens a step.
 2. Asking. A draft is asked if its benefit, averaged over its last calls, is above its cost, or if its last call paid; if neither,
    now and then: so seldom that it costs at most PROBE tokens a step.
-3. Allowance. A request owns some tokens of time: ALLOWANCE at first, CREDIT more each step, and what its steps win, up to LARGEST.
+3. Allowance. A request owns some tokens of time: ALLOWANCE and the price of a node at first, CREDIT more each step, and what its steps win, up to LARGEST.
    A call or a tree whose cost is not covered is not made; a tree is cut to what is covered. Whatever acceptance turns out to be, a
    request so falls behind plain decoding by at most ALLOWANCE + CREDIT x steps tokens, as far as the costs are right.
 
@@ -73,6 +73,8 @@ class Planner(QuietSteps):
         for plan, context in zip(plans, contexts, strict=True):
             plan.asked, plan.charge, plan.expected, plan.context = {}, 0.0, 0.0, context
             plan.rest(1)
+            if not plan.begun:  # where a node is dear, one must be affordable
+                plan.begun, plan.allowance = True, plan.allowance + self._extra_tokens(1)[1]
         for draft, fund in self._funds.items():
             self._funds[draft] = min(rules.LARGEST_FUND, fund + rules.CREDIT * len(plans))
 

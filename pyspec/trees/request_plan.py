@@ -9,7 +9,7 @@ from typing import NamedTuple
 from .acceptance import Calibration
 from .token_tree import TokenTree
 
-ALLOWANCE = 1.0  # tokens of time that a request owns at first
+ALLOWANCE = 0.4  # tokens of time that a request owns at first, beside those that its first node takes
 CREDIT, LARGEST = 0.01, 8.0  # tokens
 FUND, LARGEST_FUND = (
     32.0,
@@ -88,6 +88,7 @@ class RequestPlan:
 
     kind: str = "greedy"
     allowance: float = ALLOWANCE
+    begun: bool = False  # whether it has been planned for
     calibrations: dict[str, Calibration] = field(default_factory=dict)
     worth: dict[str, Worth] = field(default_factory=dict)
     context: int = 0  # committed tokens

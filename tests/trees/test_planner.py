@@ -98,7 +98,32 @@ def test_what_a_request_can_lose_is_bounded_whatever_the_draft_promises(name: st
         tokens, time = world.run(steps)
         lost = time * world.fixed(1, 1) - tokens  # plain decoding would have emitted so many more
         # The first call's price is not known before it was made once: that much comes on top.
-        assert lost <= ALLOWANCE + CREDIT * steps + draft * world.fixed(1, 1) + 1e-6
+        node = (world.seconds(2) - world.seconds(1) + 1e-5) * world.fixed(1, 1)
+        assert lost <= ALLOWANCE + node + CREDIT * steps + draft * world.fixed(1, 1) + 1e-6
+
+
+@pytest.mark.parametrize("name", COSTS)
+@pytest.mark.parametrize("steps", [32, 64, 128])
+def test_short_answers_lose_little_and_win_where_drafts_are_right(name: str, steps: int) -> None:
+    """The draft says 0.7; of a new engine, whose first answer it is."""
+    for truth, least in ((0.0, 0.98), (0.2, 0.97), (0.9, 1.0 if name == "steep" else 3.0)):
+        rates = []
+        for seed in range(4):
+            world = World(COSTS[name], lambda step, truth=truth: truth, seed=seed)
+            tokens, time = world.run(steps)
+            rates.append(tokens / time / world.fixed(1, 1))
+        assert np.mean(rates) >= least - (0.01 if steps == 32 else 0.002)
+
+
+def test_a_second_answer_starts_from_what_the_first_one_showed() -> None:
+    """A draft that was always wrong is tried less in the next answer."""
+    world = World(middle, lambda step: 0.0, said=lambda step: 0.99)
+    lost = []
+    for _ in range(3):
+        tokens, time = world.run(64)
+        lost.append(time * world.fixed(1, 1) - tokens)
+    assert lost[1] < 0.85 * lost[0]
+    assert lost[2] < 0.5 * lost[0]
 
 
 @pytest.mark.parametrize("truth", [0.0, 0.3])
@@ -175,6 +200,16 @@ def test_slow_moments_do_not_flip_the_choice() -> None:
     assert max(burst.drift[200:280]) > 2  # it is seen
     assert burst.drift[-1] == pytest.approx(1.0, abs=0.1)  # and forgotten
     assert np.mean(burst.sizes[290:]) == pytest.approx(np.mean(quiet.sizes[290:]), rel=0.15)
+
+
+def test_a_first_moment_that_is_slow_does_not_end_speculation() -> None:
+    """Every 23rd step takes ten times as long, the first of a new engine among them; six answers of 100 tokens."""
+    rates = []
+    for seed in range(4):
+        world = World(flat, lambda step: 0.7, slow=lambda step: 10.0 if step % 23 == 0 else 1.0, seed=seed)
+        tokens, time = np.sum([world.run(100) for _ in range(6)], axis=0)
+        rates.append(tokens / time / world.fixed(1, 1))
+    assert min(rates) > 2
 
 
 @pytest.mark.parametrize("wrong", [0.4, 2.5])
@@ -258,7 +293,7 @@ def test_reasons() -> None:
         plan = RequestPlan()
         planner.begin([plan], [0])
         assert planner.choose([plan], [draft], [proposal]) == [(size, reason)]
-    plan = RequestPlan(allowance=0.0)
+    plan = RequestPlan(allowance=0.0, begun=True)
     planner.begin([plan], [0])
     assert planner.choose([plan], ["d"], [chain]) == [(1, UNCOVERED)]
 
