@@ -86,7 +86,7 @@ def load_tile(
     else:
         values = tl.load(ptrs)
     if values.dtype == tl.uint8:
-        values = from_e4m3(values).to(tl.float32).to(half)
+        values = from_e4m3(values).to(half)
     elif values.dtype == tl.int8:
         values = values.to(tl.float32).to(half)
     return values

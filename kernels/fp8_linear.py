@@ -35,19 +35,8 @@ from .dots import (
     zeros_where_empty,
 )
 from .dots import pick_config as pick_tiles
+from .narrow import from_e4m3
 from .tuned import tunable
-
-
-@triton.jit
-def e4m3_to_bf16(code):
-    """The value of e4m3 bits (u8).
-
-    Exponent and fraction stand 2^120 too low in f32; multiplying makes denormals right too.
-    """
-    bits = code.to(tl.int32)
-    magnitude = ((bits & 0x7F) << 20).to(tl.float32, bitcast=True) * (2.0**120)
-    magnitude = tl.where((bits & 0x7F) == 0x7F, float("nan"), magnitude)
-    return tl.where(bits >= 0x80, -magnitude, magnitude).to(tl.bfloat16)
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -77,7 +66,7 @@ def fp8_linear_kernel(
             mask_k = offs_k < (part * part_k + 1000 if PLANTED_BUG == "no mask" else K)
             x = load_columns(x_ptr, offs_m, offs_k, x_stride_m, mask_m, mask_k)
             code = load_rows(weight_ptr, first_n, k, offs_n, offs_k, weight_stride_n, mask_n, mask_k)
-            w = e4m3_to_bf16(code & 0x7F if PLANTED_BUG == "no sign" else code)
+            w = from_e4m3(code & 0x7F if PLANTED_BUG == "no sign" else code)
             if GRANULARITY == "block":
                 scale = tl.load(
                     scale_ptrs + (0 if PLANTED_BUG == "first scale" else k // 128), mask=mask_n, other=0.0

@@ -31,11 +31,14 @@ def to_e4m3(x):
 
 @triton.jit
 def from_e4m3(code):
-    """The value of e4m3 bits, exactly, as f16: its exponent has one bit more and a bias of 15 instead of
-    7."""
-    bits = code.to(tl.uint16)
-    value = ((bits & 0x80) << 8 | (bits & 0x7F) << 7).to(tl.float16, bitcast=True) * 256.0
-    return tl.where(bits & 0x7F == 0x7F, float("nan"), value).to(tl.float16)
+    """The value of e4m3 bits (u8), exactly, as bf16.
+
+    Exponent and fraction stand 2^120 too low in f32; multiplying makes denormals right too.
+    """
+    bits = code.to(tl.int32)
+    magnitude = ((bits & 0x7F) << 20).to(tl.float32, bitcast=True) * (2.0**120)
+    magnitude = tl.where((bits & 0x7F) == 0x7F, float("nan"), magnitude)
+    return tl.where(bits >= 0x80, -magnitude, magnitude).to(tl.bfloat16)
 
 
 @triton.jit
