@@ -32,7 +32,11 @@ struct Part {
   const uint8_t *values, *next;
   int64_t block_bytes, n, first, last;
   int64_t pass, passes;
-  uint8_t* kept;  // sums of each pass, kKeptBytes apart, between the parts of one panel
+  uint8_t* kept;       // sums of each pass, kKeptBytes apart, between the parts of one panel
+  const uint8_t* end;  // of the item: behind it comes the one that this thread is likely to claim next,
+  int64_t jump;        // so many bytes further on
+
+  const uint8_t* ahead(const uint8_t* p) const { return p < end ? p : p + jump; }
 };
 constexpr int64_t kKeptBytes = sizeof(Int8Sums<kDotRows, kDotBlocks>);
 
@@ -59,7 +63,8 @@ void part_rows(const W8A8LinearParams& p, const Int8Rows& x, const Part& part, i
   for (int64_t s = 0; s < part.last - part.first; ++s, rows += x_step) {
     if (s == next_fetch) {
       next_fetch += part.passes;
-      for (int b = 0; b < kBlocks; ++b) prefetch_step(part, part.next + b * part.block_bytes + s * 1024);
+      for (int b = 0; b < kBlocks; ++b)
+        prefetch_step(part, part.ahead(part.next + b * part.block_bytes + s * 1024));
     }
     sums.add(rows, part.values + s * 1024, part.block_bytes);
   }
@@ -122,20 +127,24 @@ void amx_product(const W8A8LinearParams& p, const Int8Rows& x, const Part& part,
 
 void packed_product(const W8A8LinearParams& p, const Int8Rows& x) {
   const int64_t block_bytes = packed_int8_block_bytes(p.K), blocks = (p.N + 15) / 16;
-  const bool few = p.M <= 4;  // these take one stream of memory at a time
 #if defined(PYSPEC_ISA_AMX)
   constexpr int kBlocks = 2;  // lines of two are held in tiles
+  constexpr int64_t kFewRows = 4;
 #else
   constexpr int kBlocks = kDotBlocks;
+  constexpr int64_t kFewRows = 16;  // two blocks are multiplied faster, but come from memory slower
 #endif
-  const int64_t wide = few ? 1 : kBlocks;
-  const int64_t fit = kItemBytes / std::max<int64_t>(1, block_bytes) / wide * wide;
-  const int64_t per_item = std::clamp(fit, wide, std::max(wide, blocks / 8 / wide * wide));
-  const int64_t items = (blocks + per_item - 1) / per_item;
+  const bool few = p.M <= kFewRows;  // these take one stream of memory at a time
+  // As many items for every thread, of nearly equal size.
+  const int64_t wide = few ? 1 : kBlocks, panels = (blocks + wide - 1) / wide, threads = num_threads();
+  const int64_t wanted = std::max<int64_t>(8, blocks * block_bytes / kItemBytes);
+  const int64_t items = std::min(panels, (wanted + threads - 1) / threads * threads);
+  const auto first_block = [&](int64_t item) { return std::min(blocks, item * panels / items * wide); };
   const int64_t chunk = std::max<int64_t>(64, kChunkBytes / std::max<int64_t>(1, p.K) / 64 * 64);
   const int64_t chunks = (p.M + chunk - 1) / chunk;
   parallel_for(items * chunks, [&](int64_t i) {
-    const int64_t first = i % items * per_item, m0 = i / items * chunk, m1 = std::min(p.M, m0 + chunk);
+    const int64_t item = i % items, m0 = i / items * chunk, m1 = std::min(p.M, m0 + chunk);
+    const int64_t end = first_block(item + 1);
     Part part{};
     part.block_bytes = block_bytes;
     part.passes = (m1 - m0 + kDotRows - 1) / kDotRows;
@@ -143,10 +152,12 @@ void packed_product(const W8A8LinearParams& p, const Int8Rows& x) {
 #if defined(PYSPEC_ISA_AMX)
     Tiles tiles;
 #endif
-    for (int64_t b = first; b < std::min(blocks, first + per_item); b += wide) {
+    part.end = reinterpret_cast<const uint8_t*>(p.weight) + end * block_bytes;
+    part.jump = item + threads < items ? (first_block(item + threads) - end) * block_bytes : 0;
+    for (int64_t b = first_block(item); b < end; b += wide) {
       part.values = reinterpret_cast<const uint8_t*>(p.weight) + b * block_bytes;
       part.n = b * 16;
-      const bool whole = wide > 1 && b + wide <= blocks;
+      const bool whole = wide > 1 && b + wide <= end;
 #if defined(PYSPEC_ISA_AMX)
       if (!few) {
         whole ? amx_product<kBlocks>(p, x, part, m0, m1, tiles) : amx_product<1>(p, x, part, m0, m1, tiles);
