@@ -111,7 +111,7 @@ class Planner(QuietSteps):
         cost.observe(len(plans), levels, seconds, entries)
         tokens = self._call_tokens(cost, max(1, len(plans)))
         self._asked, self._called = max(self._asked, len(plans)), self._called + seconds
-        self._wanted[draft] = len(plans)
+        self._wanted[draft], self._resting = len(plans), 0
         for plan in plans:
             plan.asked[draft] = tokens
             plan.allowance -= tokens

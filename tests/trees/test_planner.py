@@ -106,7 +106,7 @@ def test_what_a_request_can_lose_is_bounded_whatever_the_draft_promises(name: st
 @pytest.mark.parametrize("steps", [32, 64, 128])
 def test_short_answers_lose_little_and_win_where_drafts_are_right(name: str, steps: int) -> None:
     """The draft says 0.7; of a new engine, whose first answer it is."""
-    for truth, least in ((0.0, 0.98), (0.2, 0.97), (0.9, 1.0 if name == "steep" else 3.0)):
+    for truth, least in ((0.0, 0.98), (0.2, 0.97), (0.9, 0.99 if name == "steep" else 3.0)):
         rates = []
         for seed in range(4):
             world = World(COSTS[name], lambda step, truth=truth: truth, seed=seed)
@@ -122,8 +122,8 @@ def test_a_second_answer_starts_from_what_the_first_one_showed() -> None:
     for _ in range(3):
         tokens, time = world.run(64)
         lost.append(time * world.fixed(1, 1) - tokens)
-    assert lost[1] < 0.85 * lost[0]
-    assert lost[2] < 0.5 * lost[0]
+    assert lost[1] < 0.95 * lost[0]
+    assert lost[2] < 0.6 * lost[0]
 
 
 @pytest.mark.parametrize("truth", [0.0, 0.3])
@@ -252,8 +252,8 @@ def test_a_draft_that_has_nothing_to_say_is_listened_to_without_planning(draft: 
         flat, lambda step: 0.9, silent=lambda step: step % 40 >= 10, draft=lambda requests: draft, batch=2
     )
     tokens, time = world.run(400)
-    assert tokens / time > (1.2 if draft < 1e-4 else 1.05) * world.fixed(400, 1)
-    assert world.heard > 50
+    assert tokens / time > 1.8 * world.fixed(400, 1)
+    assert world.heard > 200
     assert world.planner.drafts["d"].calls > world.heard
     assert world.planner.drafts["d"].seconds(2) == pytest.approx(draft, rel=0.05)
     silent = World(flat, lambda step: 0.0, silent=lambda step: True, draft=lambda requests: draft)
