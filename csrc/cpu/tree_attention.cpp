@@ -84,7 +84,7 @@ class Tile {
     high_min = *std::min_element(high, high + u.nodes);
     high_max = *std::max_element(high, high + u.nodes);
     kv.restrict(low_min, L + request.nodes);
-    ahead = std::max(1, kAhead / int(u.heads * D * kBlock * sizeof(T))) * kBlock;
+    ahead = std::max(kRun, kAhead / int(u.heads * D * kBlock * sizeof(T))) * kBlock;
   }
 
   void run(const Plan::Item& item) {
