@@ -119,11 +119,11 @@ def test_a_second_answer_starts_from_what_the_first_one_showed() -> None:
     """A draft that was always wrong is tried less in the next answer."""
     world = World(middle, lambda step: 0.0, said=lambda step: 0.99)
     lost = []
-    for _ in range(3):
+    for _ in range(6):
         tokens, time = world.run(64)
         lost.append(time * world.fixed(1, 1) - tokens)
-    assert lost[1] < 0.95 * lost[0]
-    assert lost[2] < 0.6 * lost[0]
+    assert lost[1] < lost[0]
+    assert np.mean(lost[3:]) < 0.95 * lost[0]
 
 
 @pytest.mark.parametrize("truth", [0.0, 0.3])
