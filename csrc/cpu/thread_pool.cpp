@@ -23,9 +23,11 @@ namespace {
 using Clock = std::chrono::steady_clock;
 constexpr auto kSpin = std::chrono::microseconds(15);
 constexpr auto kStall = std::chrono::microseconds(200);  // a straggler later than this was descheduled
-constexpr auto kSolo = std::chrono::milliseconds(10);    // then work alone this long, doubling up to kMaxSolo
+// Then work alone for twice as long as it was waited for: a short interruption is over by then. If the next
+// stall comes within kSoon of that, somebody stays on the core: twice as long as the last time, up to
+// kMaxSolo.
+constexpr auto kSoon = std::chrono::milliseconds(10);
 constexpr auto kMaxSolo = std::chrono::milliseconds(100);
-constexpr int kForgive = 5000;  // calls without a stall after which the doubling starts anew
 
 inline void cpu_pause() {
 #if defined(__x86_64__)
@@ -104,14 +106,11 @@ class Pool {
   void watch_stall(Clock::time_point begin, Clock::time_point drained, int64_t claimed) {
     const auto end = Clock::now();
     const auto item = (drained - begin) / std::max<int64_t>(1, claimed);
-    if (end - drained > std::max<Clock::duration>(kStall, 3 * item)) {
-      solo_for_ =
-          std::min<Clock::duration>(solo_for_.count() ? 2 * solo_for_ : Clock::duration(kSolo), kMaxSolo);
-      solo_until_ = end + solo_for_;
-      calm_ = 0;
-    } else if (++calm_ > kForgive) {
-      solo_for_ = {};
-    }
+    if (end - drained <= std::max<Clock::duration>(kStall, 3 * item)) return;
+    const Clock::duration alone = 2 * (end - drained);
+    solo_for_ = std::min<Clock::duration>(
+        drained - solo_until_ < kSoon ? std::max(alone, 2 * solo_for_) : alone, kMaxSolo);
+    solo_until_ = end + solo_for_;
   }
 
   alignas(64) std::atomic<uint64_t> ticket_{0};
@@ -123,7 +122,6 @@ class Pool {
   std::atomic<bool> stop_{false};
   Clock::time_point solo_until_{};
   Clock::duration solo_for_{};
-  int calm_ = 0;
   std::vector<std::thread> workers_;
 };
 
