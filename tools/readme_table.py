@@ -14,13 +14,17 @@ Record = dict[str, str]
 
 
 def newest(path: Path) -> list[Record]:
-    """The rows of the last run in a CSV; none if there is no file."""
+    """The rows of the last run in a CSV, those of its commit on its day; none if there is no file.
+
+    Every row has the moment in which it was measured. Of a figure measured twice the later one counts.
+    """
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
         records = list(csv.DictReader(file))
-    last = max((record["date"] for record in records), default="")
-    return [record for record in records if record["date"] == last]
+    run = lambda record: (record["date"][:10], record["commit"])
+    last = max(records, key=lambda record: record["date"], default=None)
+    return list({(r["case"], r["metric"]): r for r in records if last and run(r) == run(last)}.values())
 
 
 def speed_table(records: list[Record]) -> str:

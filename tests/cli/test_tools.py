@@ -63,6 +63,8 @@ def test_figures_are_those_of_the_newest_run(project: Path) -> None:
     path = project / "docs" / "results" / "e2e.csv"
     append_csv(path, rows, 2)
     lines = path.read_text().splitlines()
+    date = lines[1].split(",")[0]
+    lines[1] = lines[1].replace(date, f"{date[:10]}T00:00:00+00:00")  # a run writes rows as it measures
     older = [
         line.replace(line.split(",")[0], "2020-01-01T00:00:00+00:00").replace("150", "999")
         for line in lines[1:]
