@@ -46,7 +46,7 @@
   }
 #define PYSPEC_DISPATCH(op, Params) PYSPEC_DISPATCH_X86(op, Params, avx512, avx512)
 #define PYSPEC_DISPATCH_DOTS(op, Params) PYSPEC_DISPATCH_X86(op, Params, amx, avx512)
-// Every machine with AMX has products of bf16.
+// AMX is offered only where products of bf16 are (cpu/amx_check.cpp).
 #define PYSPEC_DISPATCH_BF16(op, Params) PYSPEC_DISPATCH_X86(op, Params, avx512_bf16, avx512_bf16)
 #elif defined(PYSPEC_ISA_BASE)
 #define PYSPEC_DISPATCH(op, Params) \

@@ -16,7 +16,7 @@ tokens ahead of plain decoding. Three rules:
    now and then: so seldom that it costs at most PROBE tokens a step.
 3. Allowance. A request owns some tokens of time: ALLOWANCE and the price of a node at first, CREDIT more each step, and what its steps win, up to LARGEST.
    A call or a tree whose cost is not covered is not made; a tree is cut to what is covered. Whatever acceptance turns out to be, a
-   request so falls behind plain decoding by at most ALLOWANCE + CREDIT x steps tokens, as far as the costs are right.
+   request so falls behind plain decoding by at most that and CREDIT x steps tokens, as far as the costs are right.
 
 A draft's model that is behind a text (it has not seen the prompt, or was not asked for long) must catch up first. That is not a request's
 bet but the engine's: a fund for each draft pays it, FUND tokens at first, CREDIT with every step and request, and what the draft wins.
